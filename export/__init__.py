@@ -1,0 +1,1 @@
+"""Turns checkpoints into bundles and packs, and puts packs into stores."""

@@ -1,0 +1,1 @@
+"""Runs the whole house: the demo, benches and load."""

@@ -1,0 +1,1 @@
+"""The scoring service. Nothing is imported here, so that `service.contract` stays light."""

@@ -1,0 +1,57 @@
+"""`Bundle`: a folder that export made and that can be served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.contract import hashing
+from service.contract.errors import BundleError
+from service.contract.items import ItemTable
+from service.contract.manifest import Manifest
+from service.contract.pack import GENERAL
+from service.contract.schema import FeatureSchema
+
+MANIFEST = "manifest.json"
+SCHEMA = "schema.json"
+ITEMS = "items"
+PACKS = "packs"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle: graph, schema, item table, and the packs it was made with."""
+
+    path: Path
+    manifest: Manifest
+    schema: FeatureSchema
+    items: ItemTable
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Open a bundle after comparing every file with the manifest's checksum.
+
+        Raises:
+            BundleError: a file is missing, differs, or does not belong to the others.
+        """
+        manifest = Manifest.load(path / MANIFEST)
+        for name, expected in manifest.files.items():
+            if not (path / name).is_file():
+                raise BundleError(f"{path} is damaged: {name} is missing")
+            if hashing.file(path / name) != expected:
+                raise BundleError(f"{path} is damaged: {name} has another checksum than the manifest says")
+        schema = FeatureSchema.load(path / SCHEMA)
+        if schema.fingerprint != manifest.schema_fingerprint:
+            raise BundleError(f"{path} is damaged: the schema is not the manifest's")
+        return cls(path, manifest, schema, ItemTable.load(path / ITEMS))
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file."""
+        return self.path / self.manifest.graph
+
+    def packs(self) -> Iterator[tuple[str, bytes]]:
+        """Domain and bytes of every pack the bundle was made with, the general one first."""
+        for domain in (GENERAL, *self.manifest.domains):
+            yield domain, (self.path / PACKS / f"{domain}.safetensors").read_bytes()

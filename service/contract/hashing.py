@@ -1,0 +1,24 @@
+"""Stable hashes. Buckets are part of a trained model, so they never change: a golden file pins them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import xxhash
+
+
+def bucket(value: int | str, buckets: int) -> int:
+    """The bucket of a value, in [0, buckets): xxh3-64 of its text in UTF-8, modulo `buckets`."""
+    return int(xxhash.xxh3_64_intdigest(str(value).encode()) % buckets)
+
+
+def content(data: bytes) -> str:
+    """The version of immutable bytes: the first 16 hexadecimal digits of their SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

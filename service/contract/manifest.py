@@ -1,0 +1,87 @@
+"""`Manifest`: what a bundle holds, and which inputs its graph has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.contract import files
+from service.contract.errors import BundleError
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class GraphInput(BaseModel):
+    """One input of the graph.
+
+    `scope` says how often it changes: a *pack* input with the domain's pack, a *request* input has one
+    row a request, an *item* input one a candidate. `source` says where its values come from: `pack`, or
+    `schema` for arrays that `FeatureSchema` encodes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: Literal["float32", "int32"]
+    shape: tuple[int | Literal["B"], ...]
+    """`B` is the number of candidates."""
+    scope: Literal["pack", "request", "item"]
+    source: Literal["pack", "schema"]
+
+
+class Parity(BaseModel):
+    """How far an engine's probabilities were from training's when the bundle was made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: str
+    cases: int
+    rows: int
+    max_abs_diff: float
+    budget: float
+
+
+class Manifest(BaseModel):
+    """A bundle's table of contents: `manifest.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    name: str
+    bundle: str
+    """`<name>-<first 8 of the body's hash>`: packs of one body never meet another's graph."""
+    model: dict[str, Any]
+    """The recipe that the run resolved, to read and to repeat."""
+    schema_fingerprint: Sha256
+    domains: tuple[str, ...]
+    """Domains that have a pack in the bundle; the general pack is not one of them."""
+    inputs: tuple[GraphInput, ...]
+    graph: str
+    """The ONNX file, relative to the bundle. Its one output is `logit` (B,) float32."""
+    parity: tuple[Parity, ...]
+    parameters: int
+    """Of the whole model as one domain sees it."""
+    parameters_of_domain: int
+    """Of them, those that a domain owns."""
+    files: dict[str, Sha256]
+    """Every other file of the bundle."""
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            BundleError: it is missing, or not a manifest of this format.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise BundleError(f"{path.parent} is not a bundle: it has no {path.name}") from error
+        except (OSError, ValidationError) as error:
+            raise BundleError(f"{path} cannot be read: {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write the manifest, atomically."""
+        files.write(path, self.model_dump_json(indent=1))

@@ -1,0 +1,1 @@
+"""Runtimes that score a graph, one file each."""

@@ -1,0 +1,1 @@
+"""Makes checkpoints from raw interactions."""

@@ -1,0 +1,1 @@
+"""Feature interactions, one file each."""

@@ -1,0 +1,158 @@
+"""A run's folder.
+
+`recipe.json` (as resolved), `weights.safetensors` (the paradigm, after the last stage over all domains
+that is complete), `domains/<domain>.safetensors` (what tuning made of it), `metrics.json` (last, so it
+says that the run is complete), `log.jsonl` (a line an epoch), `tensorboard/`, and while a stage is
+running `state.pt`, from which a killed run goes on. Every file is replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from service.contract import files
+from service.contract.errors import RunError
+from training.data.prepare import Prepared
+from training.model import Model, build
+from training.recipe import Recipe
+
+
+class Run:
+    """One run's folder, made if need be.
+
+    Raises:
+        RunError: the folder belongs to another recipe or other data.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, prepared: Prepared) -> None:
+        self.folder = folder
+        described = {"recipe": recipe.model_dump(mode="json"), "data": prepared.path.name}
+        path = folder / "recipe.json"
+        if not path.exists():
+            files.write(path, json.dumps(described, indent=1))
+        elif json.loads(path.read_text()) != described:
+            raise RunError(f"{folder} holds a run of another recipe or other data; choose another folder")
+
+    @property
+    def stage(self) -> str | None:
+        """The last stage over all domains that is complete."""
+        if not self._weights.exists():
+            return None
+        with safe_open(self._weights, "pt") as opened:
+            return str(opened.metadata()["stage"])
+
+    @property
+    def _weights(self) -> Path:
+        return self.folder / "weights.safetensors"
+
+    @property
+    def _state(self) -> Path:
+        return self.folder / "state.pt"
+
+    def domain_file(self, domain: str) -> Path:
+        """Where a domain's tuned pack is, once it is."""
+        return self.folder / "domains" / f"{domain}.safetensors"
+
+    def save_weights(self, stage: str, tensors: Mapping[str, Tensor]) -> None:
+        """A stage over all domains is complete."""
+        files.write(self._weights, save(_plain(tensors), {"stage": stage}))
+        self._state.unlink(missing_ok=True)
+
+    def save_domain(self, domain: str, pack: Mapping[str, Tensor]) -> None:
+        """A domain is tuned."""
+        files.write(self.domain_file(domain), save(_plain(pack)))
+        self._state.unlink(missing_ok=True)
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Where a running stage stands, after an epoch."""
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        files.write(self._state, buffer.getvalue())
+
+    def load_state(self, key: str) -> dict[str, Any] | None:
+        """Where the stage `key` stood when the run was killed; None if it had not begun."""
+        if not self._state.exists():
+            return None
+        state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        return state if state["key"] == key else None
+
+    def log(self, lines: list[dict[str, Any]]) -> None:
+        """Rewrite the log: a killed run leaves no line twice."""
+        files.write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        path = self.folder / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """The run is complete."""
+        files.write(self.folder / "metrics.json", json.dumps(metrics, indent=1))
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """What `finish` wrote; None while the run is incomplete."""
+        path = self.folder / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def restore(self, model: Model) -> None:
+        """Load the weights and the tuned domains that there are."""
+        if self._weights.exists():
+            model.paradigm.load_state_dict(load_file(self._weights))
+        model.tuned = {d: load_file(self.domain_file(d)) for d in model.domains if self.domain_file(d).exists()}
+
+
+def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, Any]]:
+    """A complete run: its recipe, data, model and metrics.
+
+    Args:
+        folder: the run.
+        data: the folder of prepared data sets.
+
+    Raises:
+        RunError: there is no complete run in the folder, or its data is gone.
+    """
+    path = folder / "recipe.json"
+    if not path.exists() or not (folder / "metrics.json").exists():
+        raise RunError(f"{folder} is not a complete run; `python -m training fit` makes or completes one")
+    described = json.loads(path.read_text())
+    recipe = Recipe.model_validate(described["recipe"])
+    prepared = Prepared.open(data / described["data"])
+    model = build(recipe, prepared.schema, prepared.domains)
+    run = Run(folder, recipe, prepared)
+    run.restore(model)
+    metrics = run.metrics
+    if metrics is None:
+        raise RunError(f"{folder} is not a complete run")
+    return recipe, prepared, model, metrics
+
+
+def branch(source: Path, target: Path, recipe: Recipe, prepared: Prepared, anew: str) -> Run:
+    """A run that goes on from a complete one, in a folder of its own, with one domain to be tuned anew.
+
+    Args:
+        source: the complete run.
+        target: the new folder.
+        recipe: the source's, with what shall be different in tuning.
+        prepared: the data, the source's or newer rows under the same schema.
+        anew: the domain.
+    """
+    run = Run(target, recipe, prepared)
+    files.write(target / "weights.safetensors", (source / "weights.safetensors").read_bytes())
+    for domain in prepared.domains:
+        if domain != anew and (source / "domains" / f"{domain}.safetensors").exists():
+            files.write(run.domain_file(domain), (source / "domains" / f"{domain}.safetensors").read_bytes())
+    return run
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -1,0 +1,1 @@
+"""Interactions, their preparation and their batches."""

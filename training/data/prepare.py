@@ -1,0 +1,357 @@
+"""`prepare`: a source's raw rows become a folder of training, validation and test rows.
+
+    <root>/<source>-<print>/
+      train.parquet valid.parquet test.parquet   raw columns: `row` (Int64, the row's place in the source),
+                                                 `domain`, `label`, `item.id`, every field under its
+                                                 `Field.key`, `user.id`, `time` and `probability` where known
+      items.parquet                              every item once, with `text` where there is one
+      schema.json                                the `FeatureSchema`, fitted on train.parquet alone
+      data.json                                  `About`: where it came from, what it holds, what was dropped
+
+The print covers the source, its options and its input's checksum, so a folder never has to be overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from service.contract import files, plugins
+from service.contract.errors import RunError
+from service.contract.schema import Column, FeatureSchema, Scope
+from training.data.sources._protocol import Source
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+_FORMAT: Literal[1] = 1
+"""Rises when the same source and options come to mean other files."""
+_BY_TIME = (0.8, 0.9)
+"""Where, of all rows in the order of time, validation and test begin."""
+
+
+@runtime_checkable
+class Checksummed(Protocol):
+    """A source that reads a file, and can say which without loading it."""
+
+    @property
+    def checksum(self) -> str:
+        """The file's SHA-256.
+
+        Raises:
+            RunError: the file is not there, or not what it should be.
+        """
+        ...
+
+
+class Part(BaseModel):
+    """A domain's rows in one split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    positive: float | None
+    """Share of the rows with label 1; None without rows."""
+
+
+class Unseen(BaseModel):
+    """What of the test rows training has not seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ids: float
+    """Share of the test rows' distinct ids that no training row has."""
+    rows: float
+    """Share of the test rows that carry such an id."""
+
+
+class About(BaseModel):
+    """What a prepared folder holds, and where it came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = _FORMAT
+    source: str
+    options: dict[str, JsonValue]
+    """All of them, defaults included, but for where the files lie."""
+    checksum: str | None
+    """The SHA-256 of the source's file, if it reads one."""
+    protocol: str
+    domains: tuple[str, ...]
+    """By name; a domain's position here is its number in a model."""
+    parts: dict[str, dict[Split, Part]]
+    """By domain, then split."""
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+    oracle_auc: dict[str, float]
+    """By domain: the AUC of the true click probability on the test rows, where it is known."""
+    unseen: dict[str, Unseen]
+    """By column: `item.id`, and `user.id` where there is one."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, open for reading."""
+
+    path: Path
+    schema: FeatureSchema
+    about: About
+
+    @classmethod
+    def open(cls, path: Path) -> Prepared:
+        """Open the folder that `prepare` made.
+
+        Raises:
+            RunError: there is none, or it is of another format.
+            SchemaError: its schema cannot be read.
+        """
+        try:
+            about = About.model_validate_json((path / "data.json").read_bytes())
+        except OSError as error:
+            raise RunError(f"{path} is not a folder of prepared data: {error}") from error
+        except ValidationError as error:
+            raise RunError(f"{path}/data.json: {_one_line(error)}") from error
+        return cls(path, FeatureSchema.load(path / "schema.json"), about)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains' names, in a fixed order."""
+        return self.about.domains
+
+    def split(self, name: Split) -> pl.DataFrame:
+        """The rows of one split, in the source's order."""
+        return pl.read_parquet(self.path / f"{name}.parquet")
+
+    def items(self) -> pl.DataFrame:
+        """Every item once, with or without rows."""
+        return pl.read_parquet(self.path / "items.parquet")
+
+
+def prepare(source: str, options: Mapping[str, object], root: Path) -> Prepared:
+    """Load a source, split its rows, fit the schema on the training rows, and write it all into `root`.
+
+    The folder appears whole or not at all. If it is there already, it is opened as it is.
+
+    Args:
+        source: name of a module of `training.data.sources`, or a dotted module.
+        options: its options.
+        root: the folder to put the prepared folder in.
+
+    Raises:
+        UnknownOption: there is no such source.
+        RunError: an option is wrong, the data is not there, or it is not what a source promises.
+        SchemaError: a value does not fit its field.
+    """
+    module = plugins.load("training.data.sources", source)
+    try:
+        chosen = cast("BaseModel", module.Options.model_validate(dict(options)))
+    except ValidationError as error:
+        raise RunError(f"source {source}: {_one_line(error)}") from error
+    opened = cast("Source", module.open(chosen))
+    checksum = opened.checksum if isinstance(opened, Checksummed) else None
+    plain = chosen.model_dump(mode="json")
+    identity = json.dumps([_FORMAT, source, plain, checksum], sort_keys=True)
+    path = root / f"{source}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    if not path.exists():
+        _write(path, opened, source, plain, checksum)
+    return Prepared.open(path)
+
+
+def domain_name(raw: str) -> str:
+    """A name as URLs and stores take it: `'Cooking, Food & Wine'` is `'cooking-food-wine'`.
+
+    Raises:
+        RunError: nothing of the name is left.
+    """
+    plain = unicodedata.normalize("NFKD", raw).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9._]+", "-", plain).lstrip("-._")[:64].rstrip("-")
+    if not name:
+        raise RunError(f"domain {raw!r} has no letter a-z and no digit to name it by")
+    return name
+
+
+def columns(frame: pl.DataFrame, schema: FeatureSchema, scope: Scope) -> dict[str, Column]:
+    """A scope's columns of `frame`, as `FeatureSchema.encode` takes them fastest.
+
+    Args:
+        frame: n rows with the schema's raw columns.
+        schema: which fields there are.
+        scope: 'request' or 'item'; the latter has `item.id` whether a field or not, as an `ItemTable` needs it.
+
+    Returns:
+        By `Field.key`: arrays (n,) of numbers where none is missing, else lists of n values.
+    """
+    keys = [slot.field.key for slot in schema.scope(scope)]
+    wanted = dict.fromkeys([*keys, "item.id"] if scope == "item" else keys)
+    return {key: _column(frame[key]) for key in wanted}
+
+
+def show(prepared: Prepared) -> None:
+    """Print rows and positive share by domain and split, and what was dropped, to stderr."""
+    about = prepared.about
+    table = Table("domain", title=prepared.path.name, caption=about.protocol)
+    for heading in (*SPLITS, *(["oracle AUC"] if about.oracle_auc else [])):
+        table.add_column(heading, justify="right")
+    for domain in about.domains:
+        cells = [_cell(about.parts[domain][split]) for split in SPLITS]
+        if about.oracle_auc:
+            cells.append(f"{about.oracle_auc[domain]:.4f}" if domain in about.oracle_auc else "-")
+        table.add_row(domain, *cells)
+    console = Console(stderr=True)
+    console.print(table)
+    for column, unseen in about.unseen.items():
+        console.print(f"{column}: {unseen.ids:.1%} new in test, on {unseen.rows:.1%} of its rows")
+    for reason, rows in about.dropped.items():
+        console.print(f"dropped {rows:,} rows: {reason}")
+
+
+def _cell(part: Part) -> str:
+    return "-" if part.positive is None else f"{part.rows:,} ({part.positive:.3f})"
+
+
+def _one_line(error: ValidationError) -> str:
+    places = (".".join(map(str, found["loc"])) or "options" for found in error.errors())
+    return "; ".join(f"{at}: {found['msg']}" for at, found in zip(places, error.errors(), strict=True))
+
+
+def _column(series: pl.Series) -> Column:
+    if series.dtype.is_numeric() and not series.null_count():
+        return series.to_numpy()
+    return series.to_list()
+
+
+def _write(
+    path: Path, source: Source, name: str, options: dict[str, JsonValue], checksum: str | None
+) -> None:
+    """Fill the folder `path` with what `source`, called `name`, gives."""
+    given, items = source.interactions(), _items(source, name)
+    frame, dropped = _cleaned(given.frame, items, source, name)
+    parts = {split: frame.filter(pl.col("split") == split).drop("split") for split in SPLITS}
+    for split, rows in parts.items():
+        if rows.is_empty():
+            raise RunError(f"source {name}: no rows for {split}")
+    domains = tuple(sorted(frame["domain"].unique()))
+    train, test = parts["train"], parts["test"]
+    schema = FeatureSchema.fit(
+        source.fields, {field.key: _column(train[field.key]) for field in source.fields}
+    )
+    about = About(
+        source=name,
+        options=options,
+        checksum=checksum,
+        protocol=given.protocol,
+        domains=domains,
+        parts={domain: {split: _part(rows, domain) for split, rows in parts.items()} for domain in domains},
+        dropped={**given.dropped, **dropped},
+        oracle_auc=_oracle(test, domains) if "probability" in test else {},
+        unseen={key: _unseen(train[key], test[key]) for key in ("user.id", "item.id") if key in train},
+    )
+    with files.new_folder(path) as folder:
+        for split, rows in parts.items():
+            rows.write_parquet(folder / f"{split}.parquet")
+        items.write_parquet(folder / "items.parquet")
+        schema.save(folder / "schema.json")
+        files.write(folder / "data.json", about.model_dump_json(indent=2))
+
+
+def _items(source: Source, name: str) -> pl.DataFrame:
+    """What a source promises of its items, each of them once."""
+    items = source.items()
+    promised = dict.fromkeys(["item.id", *(field.key for field in source.fields if field.owner == "item")])
+    _require(items, promised, f"source {name}: items")
+    if items["item.id"].null_count() or items["item.id"].is_duplicated().any():
+        raise RunError(f"source {name}: an item id is missing, or repeats")
+    return items.select(*promised, *(["text"] if "text" in items else []))
+
+
+def _cleaned(
+    frame: pl.DataFrame, items: pl.DataFrame, source: Source, name: str
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Usable rows with the promised columns, `split` and no other; and how many were dropped, by reason."""
+    place = f"source {name}: interactions"
+    own = [field.key for field in source.fields if field.owner != "item"]
+    _require(frame, ["domain", "label", "item.id", *own], place)
+    if "split" not in frame and "time" not in frame:
+        raise RunError(f"{place} have neither `split` nor `time` to split by")
+    known = [key for key in ("split", "time", "probability", "user.id") if key in frame]
+    kept = dict.fromkeys(["domain", "label", *known, *own, "item.id"])
+    usable = {
+        "no label": pl.col("label").is_not_null(),
+        "no domain": pl.col("domain").is_not_null(),
+        "item not among the items": pl.col("item.id").is_in(items["item.id"].to_list()),
+    }
+    if "split" in frame:
+        usable["unknown split"] = pl.col("split").is_in(SPLITS)
+    else:
+        usable["no time"] = pl.col("time").is_not_null()
+    frame = frame.select(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"), *kept)
+    dropped = {}
+    for reason, condition in usable.items():
+        before = frame.height
+        frame = frame.filter(condition)
+        if frame.height < before:
+            dropped[reason] = before - frame.height
+    if not frame["label"].is_in([0, 1]).all():
+        raise RunError(f"{place} have labels other than 0 and 1")
+    frame = _renamed(frame, place)
+    if "split" not in frame:
+        frame = _split_by_time(frame)
+    described = items.drop("text", strict=False)
+    return frame.join(described, on="item.id", how="left", maintain_order="left"), dropped
+
+
+def _require(frame: pl.DataFrame, promised: Iterable[str], place: str) -> None:
+    missing = [column for column in promised if column not in frame]
+    if missing:
+        raise RunError(f"{place} lack {', '.join(missing)}")
+
+
+def _renamed(frame: pl.DataFrame, place: str) -> pl.DataFrame:
+    """The frame with every domain's name as `domain_name` makes it."""
+    names = {raw: domain_name(raw) for raw in sorted(frame["domain"].unique())}
+    if len(set(names.values())) < len(names):
+        raise RunError(f"{place} have domains whose names become the same: {', '.join(names)}")
+    return frame.with_columns(pl.col("domain").replace_strict(names, return_dtype=pl.String))
+
+
+def _split_by_time(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows of one moment stay together, so nothing in training is as late as anything in validation."""
+    times = frame["time"].sort()
+    valid, test = (times[int(part * len(times))] for part in _BY_TIME)
+    late = pl.when(pl.col("time") < test).then(pl.lit("valid")).otherwise(pl.lit("test"))
+    return frame.with_columns(split=pl.when(pl.col("time") < valid).then(pl.lit("train")).otherwise(late))
+
+
+def _part(rows: pl.DataFrame, domain: str) -> Part:
+    labels = rows.filter(pl.col("domain") == domain)["label"]
+    return Part(rows=len(labels), positive=cast("float | None", labels.mean()))
+
+
+def _unseen(train: pl.Series, test: pl.Series) -> Unseen:
+    known = train.unique().to_list()
+    ids = cast("float", (~test.unique().is_in(known)).mean())
+    return Unseen(ids=ids, rows=cast("float", (~test.is_in(known)).mean()))
+
+
+def _oracle(test: pl.DataFrame, domains: Sequence[str]) -> dict[str, float]:
+    """AUC of `probability` by domain: the rank sum of the clicks (Mann-Whitney), ties at their mean rank."""
+    ranked = test.with_columns(rank=pl.col("probability").rank("average").over("domain"))
+    found = {}
+    for domain in domains:
+        rows = ranked.filter(pl.col("domain") == domain)
+        clicks = rows.filter(pl.col("label") == 1)["rank"]
+        pairs = len(clicks) * (rows.height - len(clicks))
+        if pairs:
+            found[domain] = (clicks.sum() - len(clicks) * (len(clicks) + 1) / 2) / pairs
+    return found

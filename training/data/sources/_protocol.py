@@ -1,0 +1,51 @@
+"""`Source`: raw interactions of one data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import polars as pl
+
+from service.contract.schema import Field
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """What happened, in columns.
+
+    `frame` has `domain` (String), `label` (Int8, 0 or 1), every user and context field under its
+    `Field.key`, and `item.id`. It may have `split` ('train', 'valid' or 'test'; without it the rows are
+    split 80/10/10 by `time`), `time` (seconds), and `probability` (Float64: the true click probability,
+    where it is known).
+    """
+
+    frame: pl.DataFrame
+    protocol: str
+    """What was done to the published data, in a sentence that a results table can print."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows left out, by reason."""
+
+
+class Source(Protocol):
+    """One data set.
+
+    An option is a module with a pydantic model `Options` and `open(options: Options) -> Source`.
+    """
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """What a model may read, not yet fitted."""
+        ...
+
+    def interactions(self) -> Interactions:
+        """All rows, in the order of time where time is known.
+
+        Raises:
+            RunError: the data is not there, or not what its checksum says.
+        """
+        ...
+
+    def items(self) -> pl.DataFrame:
+        """Every item once: `item.id`, every item field under its `Field.key`, and `text` where there is one."""
+        ...

@@ -1,0 +1,260 @@
+"""A click simulator whose click probabilities are known, so that a model's distance from the best is too.
+
+A click has probability sigmoid(logit), with
+
+    logit = intercept_d + strength * (sqrt(1 - c) taste_d(user, item) + sqrt(c) context(hour, device))
+    taste_d = sqrt(1 - w) shared(user, item) + sqrt(w) own_d(user, item)
+
+where c is the context's share of the variance, w is `domain_share`, and `shared` and `own_d` each are main
+effects plus an inner product of latent vectors. A latent vector is a sum over the profile's, or the
+attributes', values; `id_share` of its variance belongs to the single user or item. All of it has mean 0
+and variance 1 over users and items, so `strength` is the logit's deviation within a domain.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field as Constraint
+
+from service.contract.hashing import bucket
+from service.contract.schema import Field
+from training.data.sources._protocol import Interactions
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Part = Annotated[float, Constraint(ge=0, le=1)]
+Count = Annotated[int, Constraint(ge=1)]
+
+_AGES = ("under-18", "18-24", "25-34", "35-44", "45-54", "55-up")
+_GENDERS = ("female", "male", None)
+_COUNTRIES = ("at", "br", "cn", "de", "in", "jp", "ng", "us")
+_CATEGORIES = ("audio", "books", "camera", "garden", "games", "kitchen", "phones", "shoes", "sports", "toys")
+_BRANDS = tuple(
+    f"{head}{tail}" for head in ("alto", "bora", "cima", "dova") for tail in ("ra", "lux", "nix", "tek", "va")
+)
+_TAGS = ("compact", "eco", "gift", "handmade", "kids", "outdoor", "sale", "smart", "vintage", "wireless")
+_DEVICES = ("desktop", "phone", "tablet", "tv")
+
+_EPOCH = 1_704_067_200
+"""Midnight of 1 January 2024, UTC, in seconds."""
+_DAY = 86_400
+_MOST_TAGS = 3
+_LATENT = 4
+"""Length of a latent vector."""
+_MAIN = 0.35
+"""Share of a taste's variance that is main effects rather than an inner product."""
+_CONTEXT = 0.08
+"""c: share of the logit's variance that is the context's."""
+_HIGHEST, _LOWEST = -0.4, -1.8
+"""Intercepts of the first and the last domain, by name."""
+_LATE = 0.8
+"""Late users and items first appear between this part of the time and its end."""
+
+
+class Options(BaseModel):
+    """How many rows of which domains, and what clicks depend on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    domains: dict[str, Count] = Constraint(
+        default={"feed": 70_000, "shop": 30_000, "ads": 15_000, "new": 5_000}, min_length=1
+    )
+    """Rows of each domain."""
+    users: Count = 2_000
+    items: Count = 1_500
+    days: Count = 28
+    """Over how many days the rows are spread."""
+    domain_share: Part = 0.3
+    """Share of the taste's variance that differs between domains; 0 is one taste for all."""
+    id_share: Part = 0.05
+    """Share of a latent vector's variance that no profile or attribute explains."""
+    late_share: Part = 0.1
+    """Share of the users, and of the items, that are seen only late, so that some are new in the test rows."""
+    strength: Annotated[float, Constraint(ge=0, le=10)] = 1.35
+    """Deviation of the logit within a domain: the larger, the better clicks can be told."""
+    seed: Annotated[int, Constraint(ge=0)] = 0
+
+
+def open(options: Options) -> Synthetic:  # noqa: A001 - the name every source has
+    """The simulator; nothing is drawn yet."""
+    return Synthetic(options)
+
+
+class Synthetic:
+    """Simulated users, items and clicks. What is drawn depends on the options only, not on their order."""
+
+    fields = (
+        Field(name="id", owner="user", kind="vocabulary", min_count=5),
+        Field(name="age_band", owner="user", kind="vocabulary"),
+        Field(name="gender", owner="user", kind="vocabulary"),
+        Field(name="country", owner="user", kind="vocabulary"),
+        Field(name="account_age_days", owner="user", kind="number"),
+        Field(name="hour", owner="context", kind="vocabulary", dtype="int"),
+        Field(name="device", owner="context", kind="vocabulary"),
+        Field(name="id", owner="item", kind="vocabulary", min_count=5),
+        Field(name="category", owner="item", kind="vocabulary"),
+        Field(name="brand", owner="item", kind="hashed", buckets=512),
+        Field(name="price", owner="item", kind="number"),
+        Field(name="tags", owner="item", kind="vocabulary", multiple=_MOST_TAGS),
+    )
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def interactions(self) -> Interactions:
+        """All rows in the order of time, with the click's true `probability`."""
+        options = self._options
+        random = self._random("rows")
+        names = sorted(options.domains)
+        domain = random.permutation(
+            np.repeat(np.arange(len(names)), [options.domains[name] for name in names])
+        )
+        rows = len(domain)
+        time = np.sort(random.integers(0, options.days * _DAY, rows))
+        hour, device = time // 3600 % 24, random.integers(0, len(_DEVICES), rows)
+        user, item = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        taste, intercept = np.empty(rows), np.linspace(_HIGHEST, _LOWEST, len(names))
+        for at, name in enumerate(names):
+            inside = np.flatnonzero(domain == at)
+            when = time[inside] / (options.days * _DAY)
+            user[inside] = self._visits("user", name, options.users, when)
+            item[inside] = self._visits("item", name, options.items, when)
+            of_user, of_item = self.taste(name)
+            taste[inside] = (of_user[user[inside]] * of_item[item[inside]]).sum(axis=1)
+        inner = math.sqrt(1 - _CONTEXT) * taste + math.sqrt(_CONTEXT) * self._context(hour, device)
+        probability = 1 / (1 + np.exp(-(intercept[domain] + options.strength * inner)))
+        frame = pl.DataFrame(
+            {
+                "domain": pl.Series(names, dtype=pl.String).gather(domain),
+                "label": (random.random(rows) < probability).astype(np.int8),
+                "time": time + _EPOCH,
+                "context.hour": hour,
+                "context.device": pl.Series(_DEVICES).gather(device),
+                "item.id": self.items()["item.id"].gather(item),
+                "probability": probability,
+            }
+        )
+        protocol = f"synthetic clicks of seed {options.seed}, {options.domain_share:.0%} of the taste domain-specific"
+        return Interactions(frame.hstack(self._users[user]), protocol)
+
+    def items(self) -> pl.DataFrame:
+        """Every item's id, category, brand, price, tags and a title of those words."""
+        category, brand, price, tags = self._attributes
+        listed = [[_TAGS[tag] for tag in np.flatnonzero(row)] for row in tags]
+        frame = pl.DataFrame(
+            {
+                "item.id": [f"item-{at:05d}" for at in range(self._options.items)],
+                "item.category": pl.Series(_CATEGORIES).gather(category),
+                "item.brand": pl.Series(_BRANDS).gather(brand),
+                "item.price": price,
+                "item.tags": pl.Series(listed, dtype=pl.List(pl.String)),
+            }
+        )
+        words = pl.concat_str(
+            "item.brand", "item.category", pl.col("item.tags").list.join(" "), separator=" "
+        )
+        return frame.with_columns(text=words.str.strip_chars_end())
+
+    def taste(self, domain: str) -> tuple[Floats, Floats]:
+        """What decides about clicks beside intercept and context.
+
+        Returns:
+            Vectors of the users (users, R) and of the items (items, R); the inner product of a user's and
+            an item's is the taste, of deviation 1.
+        """
+        share = self._options.domain_share
+        shared_users, shared_items = self._vectors("shared")
+        own_users, own_items = self._vectors(f"domain {domain}")
+        users = np.hstack([math.sqrt(1 - share) * shared_users, math.sqrt(share) * own_users])
+        return users, np.hstack([shared_items, own_items])
+
+    def _random(self, what: str) -> np.random.Generator:
+        """A stream of its own for each purpose, so that one more domain leaves users and items as they are."""
+        return np.random.default_rng([self._options.seed, bucket(what, 2**32)])
+
+    @cached_property
+    def _profiles(self) -> tuple[Ints, Ints, Ints, Floats]:
+        """Age band, gender, country, and account age in days, of each user."""
+        random, users = self._random("users"), self._options.users
+        age, country = random.integers(0, len(_AGES), users), random.integers(0, len(_COUNTRIES), users)
+        gender = random.choice(len(_GENDERS), users, p=(0.47, 0.47, 0.06))
+        return age, gender, country, np.round(random.uniform(0, 3_000, users))
+
+    @cached_property
+    def _users(self) -> pl.DataFrame:
+        age, gender, country, days = self._profiles
+        return pl.DataFrame(
+            {
+                "user.id": [f"user-{at:05d}" for at in range(self._options.users)],
+                "user.age_band": pl.Series(_AGES).gather(age),
+                "user.gender": pl.Series(_GENDERS, dtype=pl.String).gather(gender),
+                "user.country": pl.Series(_COUNTRIES).gather(country),
+                "user.account_age_days": days,
+            }
+        )
+
+    @cached_property
+    def _attributes(self) -> tuple[Ints, Ints, Floats, npt.NDArray[np.bool_]]:
+        """Category, brand and price of each item, and which tags it has (items, tags)."""
+        random, items = self._random("items"), self._options.items
+        category, brand = random.integers(0, len(_CATEGORIES), items), random.integers(0, len(_BRANDS), items)
+        price = np.round(5 + 195 * random.beta(2, 4, items), 2)
+        order = random.random((items, len(_TAGS))).argsort(axis=1).argsort(axis=1)
+        return category, brand, price, order < random.integers(0, _MOST_TAGS + 1, items)[:, None]
+
+    def _visits(self, what: str, domain: str, n: int, when: Floats) -> Ints:
+        """Who comes, or is shown, at each moment `when` (0..1): nobody before their own time."""
+        late = self._random(f"{what} births")
+        births = np.where(late.random(n) < self._options.late_share, late.uniform(_LATE, 1, n), 0.0)
+        births[0] = 0.0  # somebody is there from the start, whatever the share
+        random = self._random(f"{what} visits in {domain}")
+        weights = random.lognormal(0, 0.7, n)
+        drawn = random.choice(n, len(when), p=weights / weights.sum())
+        early = np.flatnonzero(births[drawn] > when)
+        old = np.flatnonzero(births == 0)
+        drawn[early] = random.choice(old, len(early), p=weights[old] / weights[old].sum())
+        return drawn
+
+    def _vectors(self, what: str) -> tuple[Floats, Floats]:
+        """Vectors of users and items (n, _LATENT + 2), whose inner product is main effects plus a match."""
+        random, width = self._random(f"taste, {what}"), _LATENT + 1
+        age, gender, country, days = self._profiles
+        user = _one_hot(age, len(_AGES)), _one_hot(gender, len(_GENDERS)), _one_hot(country, len(_COUNTRIES))
+        category, brand, price, tags = self._attributes
+        mean_tag = tags / np.maximum(tags.sum(axis=1, keepdims=True), 1)
+        item = _one_hot(category, len(_CATEGORIES)), _one_hot(brand, len(_BRANDS)), mean_tag
+        users = self._latent(random, (*user, days[:, None]), width)
+        items = self._latent(random, (*item, price[:, None]), width)
+        main, match = math.sqrt(_MAIN / 2), math.sqrt((1 - _MAIN) / _LATENT)
+        left = main * users[:, :1], np.full((len(users), 1), main), match * users[:, 1:]
+        return np.hstack(left), np.hstack([np.ones((len(items), 1)), items[:, :1], items[:, 1:]])
+
+    def _latent(self, random: np.random.Generator, parts: tuple[Floats, ...], width: int) -> Floats:
+        """(n, width) of mean 0 and variance 1: linear in `parts` (n, ...), each with the same weight, and a rest."""
+        known = sum(_scaled(_scaled(part) @ random.normal(size=(part.shape[1], width))) for part in parts)
+        share = self._options.id_share
+        rest = random.normal(size=(len(parts[0]), width))
+        return math.sqrt(1 - share) * _scaled(np.asarray(known)) + math.sqrt(share) * _scaled(rest)
+
+    def _context(self, hour: Ints, device: Ints) -> Floats:
+        """An evening peak and a preference of devices, together of variance 1."""
+        daily = math.sqrt(2) * np.cos((np.arange(24) - 20) * 2 * math.pi / 24)
+        liked = _scaled(self._random("devices").normal(size=(len(_DEVICES), 1)))[:, 0]
+        return np.asarray((daily[hour] + liked[device]) / math.sqrt(2))
+
+
+def _one_hot(values: Ints, size: int) -> Floats:
+    return np.eye(size)[values]
+
+
+def _scaled(columns: Floats) -> Floats:
+    """Columns with mean 0 and deviation 1; a constant one becomes 0."""
+    centred = columns - columns.mean(axis=0)
+    deviation = centred.std(axis=0)
+    return np.asarray(centred / np.where(deviation > 1e-12, deviation, 1.0))

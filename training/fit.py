@@ -1,0 +1,237 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.tensorboard import SummaryWriter
+
+from training.checkpoint import Run
+from training.data.batches import Rows
+from training.data.prepare import Prepared
+from training.metrics import Quality, quality
+from training.model import Model, build, joint_logits, logits
+from training.recipe import Optimisation, Recipe
+from training.stages import Stage, train_mode, training_only
+
+Forward = Callable[[Rows], Tensor]
+Score = Callable[[], float]
+
+
+class Fit:
+    """Runs the stages of a recipe in its folder, from wherever an earlier run was killed.
+
+    Batches and dropout follow from the seed, the stage and the epoch alone, so a run that was killed and
+    resumed ends with the same weights, bit by bit, as one that was not.
+    """
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, run: Run, progress: Progress) -> None:
+        torch.set_num_threads(recipe.threads)
+        self.recipe, self.prepared, self.run, self.progress = recipe, prepared, run, progress
+        self.model = build(recipe, prepared.schema, prepared.domains)
+        self.train, self.valid = (self._rows(split) for split in ("train", "valid"))
+        self.log = run.logged()
+
+    def __call__(self) -> Model:
+        """Train what is not trained yet, evaluate, and return the model."""
+        if self.run.metrics is None:
+            stages = self.model.paradigm.stages()
+            joint = [stage.name for stage in stages if stage.rows == "all domains"]
+            done = self.run.stage
+            self.run.restore(self.model)
+            with SummaryWriter(str(self.run.folder / "tensorboard")) as self.board:
+                for stage in stages:
+                    if stage.rows == "each domain":
+                        self._each_domain(stage)
+                    elif done is None or joint.index(stage.name) > joint.index(done):
+                        self._all_domains(stage)
+            self.run.finish(self._metrics())
+        self.run.restore(self.model)
+        return self.model
+
+    def _rows(self, split: str) -> Rows:
+        return Rows.encode(self.prepared.split(split), self.prepared.schema, self.prepared.domains)
+
+    def _all_domains(self, stage: Stage) -> None:
+        paradigm, general = self.model.paradigm, len(self.model.domains)
+
+        def forward(rows: Rows) -> Tensor:
+            # Rows are shuffled, so the first tenth, repeated under the general domain, makes an unbiased
+            # estimate of a loss that weighs all rows' general logits by a tenth: at a tenth of its cost.
+            part = rows[: round(self.recipe.general_share * len(rows))]
+            both = rows.joined(part.under(general)) if len(part) else rows
+            loss = binary_cross_entropy_with_logits(paradigm(both), both.label, reduction="sum")
+            return loss / len(rows)
+
+        def score() -> float:
+            found = self._by_domain(joint_logits(paradigm, self.valid), self.valid)
+            return sum(q.auc for q in found.values()) / len(found)
+
+        self._optimise(stage, stage.name, paradigm, self.recipe.joint, forward, score, self.train, pull=False)
+        self.run.save_weights(stage.name, paradigm.state_dict())
+
+    def _each_domain(self, stage: Stage) -> None:
+        for at, domain in enumerate(self.model.domains):
+            if domain not in self.model.tuned:
+                self.tune(stage, domain, self.train.of(at), self.valid.of(at))
+
+    def tune(self, stage: Stage, domain: str, train: Rows, valid: Rows) -> None:
+        """Train a domain's pack on its rows, starting from the pack it has; nothing shared moves."""
+        servable = self.model.paradigm.servable()
+        servable.load_state_dict(self.model.pack(domain), strict=False)
+        options = self.recipe.tuning
+        options = options.model_copy(update={"lr": options.lr_of.get(domain, options.lr)})
+
+        def forward(rows: Rows) -> Tensor:
+            return binary_cross_entropy_with_logits(servable(*rows.arrays), rows.label)
+
+        def score() -> float:
+            found = logits(servable, {}, valid)
+            return quality(found.numpy(), valid.label.numpy()).auc
+
+        key = f"{stage.name}/{domain}"
+        self._optimise(stage, key, servable, options, forward, score, train, pull=True)
+        owned = self.model.paradigm.owned
+        tensors = servable.state_dict()
+        self.model.tuned[domain] = {name: tensors[name].clone() for name in sorted(owned)}
+        self.run.save_domain(domain, self.model.tuned[domain])
+
+    def _optimise(
+        self,
+        stage: Stage,
+        key: str,
+        module: nn.Module,
+        options: Optimisation,
+        loss_of: Forward,
+        score: Score,
+        rows: Rows,
+        pull: bool,
+    ) -> None:
+        """Adam with early stopping; the best epoch's tensors are in `module` when it returns.
+
+        Epoch 0, the module as it comes, is a candidate. With `pull`, L2 draws each parameter towards
+        where it started: rows of a table that no batch touches then keep their bits.
+        """
+        moving = stage.trains | {name for name, _ in module.named_buffers()}
+        with training_only(module, stage.trains) as parameters:
+            l2 = 0.0 if pull else options.l2
+            optimiser = torch.optim.Adam(parameters, lr=options.lr, weight_decay=l2, fused=True)
+            state = self.run.load_state(key)
+            if state is None:
+                started = [parameter.detach().clone() for parameter in parameters]
+                best = _tensors(module, moving)
+                at = {"epoch": 0, "best_epoch": 0, "best_score": score()}
+            else:
+                started, best, at = state["started"], state["best"], state["at"]
+                module.load_state_dict(state["module"], strict=False)
+                optimiser.load_state_dict(state["optimiser"])
+            bar = self.progress.add_task(key, total=options.epochs, completed=at["epoch"])
+            while at["epoch"] < options.epochs and at["epoch"] - at["best_epoch"] < options.patience:
+                at["epoch"] += 1
+                began = time.perf_counter()
+                loss = self._epoch(key, at["epoch"], module, options, loss_of, rows, optimiser, started if pull else None)
+                seconds = time.perf_counter() - began
+                found = score()
+                if found > at["best_score"]:
+                    at["best_epoch"], at["best_score"], best = at["epoch"], found, _tensors(module, moving)
+                self._note(key, at["epoch"], loss, found, seconds)
+                self.run.save_state(
+                    {
+                        "key": key,
+                        "at": at,
+                        "started": started,
+                        "best": best,
+                        "module": _tensors(module, moving),
+                        "optimiser": optimiser.state_dict(),
+                    }
+                )
+                self.progress.update(bar, completed=at["epoch"], description=f"{key} best AUC {at['best_score']:.4f}")
+            module.load_state_dict(best, strict=False)
+            done = f"{key} best AUC {at['best_score']:.4f} at epoch {at['best_epoch']}"
+            self.progress.update(bar, total=at["epoch"] or 1, completed=at["epoch"] or 1, description=done)
+
+    def _epoch(
+        self,
+        key: str,
+        epoch: int,
+        module: nn.Module,
+        options: Optimisation,
+        loss_of: Forward,
+        rows: Rows,
+        optimiser: torch.optim.Optimizer,
+        towards: list[Tensor] | None,
+    ) -> float:
+        """One pass over the rows; returns the mean loss of its batches."""
+        seed = int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{key}/{epoch}".encode()).digest()[:7])
+        torch.manual_seed(seed)
+        train_mode(module)
+        parameters = optimiser.param_groups[0]["params"]
+        total, batches = torch.zeros(()), 0
+        for batch in rows.shuffled(seed).batches(options.batch):
+            if len(batch) == 1 < len(rows):
+                continue  # a BatchNorm has no statistics of one row
+            optimiser.zero_grad()
+            loss = loss_of(batch)
+            loss.backward()
+            if towards is not None and options.l2:
+                for parameter, start in zip(parameters, towards, strict=True):
+                    parameter.grad.add_(parameter.detach() - start, alpha=options.l2)
+            optimiser.step()
+            total, batches = total + loss.detach(), batches + 1
+        return float(total / max(batches, 1))
+
+    def _note(self, key: str, epoch: int, loss: float, auc: float, seconds: float) -> None:
+        line = {"stage": key, "epoch": epoch, "loss": loss, "valid_auc": auc, "seconds": round(seconds, 3)}
+        self.log = [*self.log, line]
+        self.run.log(self.log)
+        self.board.add_scalar(f"{key}/loss", loss, epoch)
+        self.board.add_scalar(f"{key}/valid_auc", auc, epoch)
+
+    def _by_domain(self, found: Tensor, rows: Rows) -> dict[str, Quality]:
+        result = {}
+        for at, domain in enumerate(self.model.domains):
+            own = rows.domain == at
+            result[domain] = quality(found[own].numpy(), rows.label[own].numpy())
+        return result
+
+    def _metrics(self) -> dict[str, Any]:
+        """Per domain on the test split: as served, under the joint stage's pack, and under the general one."""
+        return evaluate(self.model, self._rows("test"))
+
+
+def evaluate(model: Model, rows: Rows) -> dict[str, Any]:
+    """AUC and log loss of every domain's rows, under its pack and under the general one.
+
+    Returns:
+        `{domains: {<domain>: {pack: {rows, auc, logloss}, general: {...}}}, macro_auc, macro_logloss}`.
+    """
+    domains: dict[str, Mapping[str, Any]] = {}
+    for at, domain in enumerate(model.domains):
+        own = rows.of(at)
+        label = own.label.numpy()
+        packs = {"pack": domain, "general": None}
+        domains[domain] = {
+            name: asdict(quality(model.logits(own, which).numpy(), label)) for name, which in packs.items()
+        }
+    return {
+        "domains": domains,
+        "macro_auc": _mean(found["pack"]["auc"] for found in domains.values()),
+        "macro_logloss": _mean(found["pack"]["logloss"] for found in domains.values()),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _tensors(module: nn.Module, names: Set[str]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items() if name in names}

@@ -1,0 +1,80 @@
+"""`Model`: a paradigm over a backbone, and what tuning made of each domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from service.contract import plugins
+from service.contract.schema import FeatureSchema
+from training.data.batches import Rows
+from training.paradigms._protocol import Pack, Paradigm
+from training.recipe import Recipe, parse
+
+EVALUATION_BATCH = 8192
+
+
+@dataclass
+class Model:
+    """A paradigm, the domains it knows, and their tuned packs."""
+
+    paradigm: Paradigm
+    schema: FeatureSchema
+    domains: tuple[str, ...]
+    tuned: dict[str, Pack] = field(default_factory=dict)
+
+    def pack(self, domain: str | None) -> Pack:
+        """A domain's tensors: as tuned, else as the stages over all domains left them; None: the general."""
+        if domain in self.tuned:
+            return self.tuned[domain]
+        return self.paradigm.pack(None if domain is None else self.domains.index(domain))
+
+    def parameters(self) -> int:
+        """Of the one-domain form."""
+        return sum(parameter.numel() for parameter in self.paradigm.servable().parameters())
+
+    def parameters_of_domain(self) -> int:
+        """Of them, those that a domain owns."""
+        return sum(tensor.numel() for tensor in self.pack(None).values())
+
+    def logits(self, rows: Rows, domain: str | None) -> Tensor:
+        """Logits (n,) of rows under a domain's pack."""
+        return logits(self.paradigm.servable(), self.pack(domain), rows)
+
+
+def build(recipe: Recipe, schema: FeatureSchema, domains: Sequence[str]) -> Model:
+    """The model of a recipe, initialised by its seed.
+
+    Raises:
+        UnknownOption: no such backbone or paradigm.
+        RunError: it does not take the options given.
+    """
+    backbone = plugins.load("training.backbones", recipe.backbone.name)
+    paradigm = plugins.load("training.paradigms", recipe.paradigm.name)
+    backbone_options = parse(backbone.Options, recipe.backbone.options, f"backbone {recipe.backbone.name}")
+    paradigm_options = parse(paradigm.Options, recipe.paradigm.options, f"paradigm {recipe.paradigm.name}")
+    torch.manual_seed(recipe.seed)
+    make = partial(backbone.build, backbone_options, dim=recipe.dim)
+    built = paradigm.build(paradigm_options, schema, make, recipe.dim, len(domains))
+    return Model(built.eval(), schema, tuple(domains))
+
+
+@torch.inference_mode()
+def logits(servable: nn.Module, pack: Mapping[str, Tensor], rows: Rows) -> Tensor:
+    """Logits (n,) of rows under a pack; the servable itself is left as it is."""
+    servable.eval()
+    parts = [
+        torch.func.functional_call(servable, dict(pack), batch.arrays) for batch in rows.batches(EVALUATION_BATCH)
+    ]
+    return torch.cat(parts) if parts else torch.empty(0)
+
+
+@torch.inference_mode()
+def joint_logits(paradigm: Paradigm, rows: Rows) -> Tensor:
+    """Logits (n,) of rows, each under its own domain."""
+    paradigm.eval()
+    return torch.cat([paradigm(batch) for batch in rows.batches(EVALUATION_BATCH)])

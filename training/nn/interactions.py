@@ -1,0 +1,92 @@
+"""Feature interactions, written so that a request's share is computed once for all its candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Norm = Literal["batch", "layer", "none"]
+
+
+def fm(request: Tensor, item: Tensor) -> Tensor:
+    """Second-order factorisation machine over all fields (Rendle 2010, eq. 5; DeepFM, eq. 2).
+
+    With s the sum and q the sum of squares of a scope's field vectors, and FM(x) = (s^2 - q) / 2 summed
+    over K: FM(request + item) = FM(request) + FM(item) + <s_request, s_item>.
+
+    Args:
+        request: (R, F_q, K), R = 1 or B.
+        item: (B, F_i, K).
+
+    Returns:
+        (B,).
+    """
+    own_request, sum_request = _fm_part(request)
+    own_item, sum_item = _fm_part(item)
+    return own_request + own_item + (sum_request * sum_item).sum(1)
+
+
+def _fm_part(fields: Tensor) -> tuple[Tensor, Tensor]:
+    total = fields.sum(1)
+    return 0.5 * (total.square() - fields.square().sum(1)).sum(1), total
+
+
+class ScopedLinear(nn.Module):
+    """A linear layer over [request ; item], the request's half computed on its own rows."""
+
+    def __init__(self, request: int, item: int, out: int) -> None:
+        super().__init__()
+        self.request = nn.Linear(request, out)
+        self.item = nn.Linear(item, out, bias=False)
+        # As one layer over both: the fan-in that decides the scale is the sum of the two.
+        bound = (request + item) ** -0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, request: Tensor, item: Tensor) -> Tensor:
+        """(R, request) and (B, item) to (B, out)."""
+        out: Tensor = self.request(request) + self.item(item)
+        return out
+
+
+class ScopedMLP(nn.Module):
+    """Hidden layers over [request ; item]; every layer is linear, norm, ReLU, dropout."""
+
+    def __init__(self, request: int, item: int, hidden: Sequence[int], norm: Norm, dropout: float) -> None:
+        super().__init__()
+        self.first = ScopedLinear(request, item, hidden[0])
+        layers: list[nn.Module] = _after_linear(hidden[0], norm, dropout)
+        for width, out in zip(hidden, hidden[1:], strict=False):
+            layers += [nn.Linear(width, out), *_after_linear(out, norm, dropout)]
+        self.rest = nn.Sequential(*layers)
+
+    def forward(self, request: Tensor, item: Tensor) -> Tensor:
+        """(R, request) and (B, item) to (B, hidden[-1])."""
+        out: Tensor = self.rest(self.first(request, item))
+        return out
+
+
+def _after_linear(width: int, norm: Norm, dropout: float) -> list[nn.Module]:
+    norms: dict[Norm, list[nn.Module]] = {
+        "batch": [nn.BatchNorm1d(width)],
+        "layer": [nn.LayerNorm(width)],
+        "none": [],
+    }
+    return [*norms[norm], nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+
+
+def mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
+    """Linear layers with ReLU between them, (n, width) to (n, out)."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, out))
+
+
+def flat(fields: Tensor) -> Tensor:
+    """(n, F, K) to (n, F * K)."""
+    return torch.flatten(fields, 1)

@@ -1,0 +1,1 @@
+"""How domains are treated, one file each."""

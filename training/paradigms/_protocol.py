@@ -1,0 +1,55 @@
+"""`Paradigm`: how a model treats domains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from training.data.batches import Rows
+from training.stages import Stage
+
+Pack = dict[str, Tensor]
+"""A domain's values for the tensors that a domain owns, by their name in the servable."""
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Paradigm(nn.Module, ABC):
+    """A model of D domains and the general one.
+
+    An option is a module with a pydantic model `Options` and
+    `build(options: Options, schema: FeatureSchema, backbone: MakeBackbone, dim: int, domains: int)`
+    that returns a paradigm of `domains` = D domains over the chosen backbone.
+    """
+
+    owned: frozenset[str]
+    """Which tensors of the servable a domain owns. Everything else is the shared body."""
+
+    @abstractmethod
+    def forward(self, rows: Rows) -> Tensor:
+        """Logits (B,) of rows of any domains; domain index D is the general domain."""
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage]:
+        """What to train, in order."""
+
+    @abstractmethod
+    def servable(self) -> nn.Module:
+        """The one-domain form: an `nn.Module` from `Arrays` to logits (B,), under the general pack.
+
+        It shares the body's storage with the paradigm and has its own copy of what a domain owns.
+        """
+
+    @abstractmethod
+    def pack(self, domain: int | None) -> Pack:
+        """Copies of a domain's tensors as the stages over all domains left them; None: the general pack."""
+
+
+def own_copy(module: Module, owned: frozenset[str]) -> Module:
+    """A module that shares all tensors but the owned ones, of which it has copies."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    shared = {id(tensor): tensor for name, tensor in tensors if name not in owned}
+    return copy.deepcopy(module, shared)

@@ -1,0 +1,123 @@
+"""`Recipe`: a whole run, as typed data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.contract.errors import RunError
+
+M = TypeVar("M", bound=BaseModel)
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Choice(BaseModel):
+    """An option by its file's name; what else stands beside the name goes to that file's `Options`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands beside the name."""
+        return dict(self.model_extra or {})
+
+
+class Optimisation(BaseModel):
+    """How a stage is trained: Adam with L2, early stopping on validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: Annotated[int, Field(ge=0)] = 100
+    """At most so many."""
+    batch: Positive = 512
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    l2: Annotated[float, Field(ge=0)] = 1e-5
+    """Towards zero in a stage over all domains, towards the stage's start in one over each domain."""
+    patience: Positive = 5
+    """Stop after so many epochs without a better AUC (macro, or the domain's)."""
+
+
+class Tuning(Optimisation):
+    """The same for stages over each domain."""
+
+    lr_of: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Learning rates of single domains, where one does not suit all."""
+
+
+class Recipe(BaseModel):
+    """Data, model, optimisation and seed of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Positive = 1
+    """Of the CPU. One, so that a run repeats bit by bit on a machine with more cores."""
+    data: Choice
+    dim: Positive = 16
+    """K."""
+    backbone: Choice
+    paradigm: Choice
+    general_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Weight of the loss of all rows under the general domain, beside that of their own."""
+    joint: Optimisation = Optimisation()
+    tuning: Tuning = Tuning()
+
+    @classmethod
+    def load(cls, path: Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a YAML file, then change single values.
+
+        Args:
+            path: the recipe.
+            overrides: `["--tuning.lr", "1e-3", ...]`, or `--tuning.lr=1e-3`; values are YAML.
+
+        Raises:
+            RunError: the file cannot be read, or a value is unknown or wrong; the text names the place.
+        """
+        try:
+            data = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
+        if not isinstance(data, dict):
+            raise RunError(f"recipe {path} is not a mapping")
+        for name, value in _pairs(overrides):
+            _put(data, name.split("."), yaml.safe_load(value))
+        return parse(cls, data, "recipe")
+
+
+def parse(model: type[M], data: object, what: str) -> M:
+    """Validate, with one line that names every wrong place.
+
+    Raises:
+        RunError: the data does not fit.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        places = (f"{'.'.join(map(str, e['loc'])) or what}: {e['msg']}" for e in error.errors())
+        raise RunError(f"{what}: {'; '.join(places)}") from error
+
+
+def _pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    rest = list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or (not equals and not rest):
+            raise RunError(f"expected --some.name VALUE, got {name!r}")
+        pairs.append((name[2:].replace("-", "_"), value if equals else rest.pop(0)))
+    return pairs
+
+
+def _put(data: dict[str, Any], path: list[str], value: object) -> None:
+    for part in path[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise RunError(f"--{'.'.join(path)}: {part} has no values of its own")
+    data[path[-1]] = value
