@@ -1,9 +1,11 @@
-"""`python -m training`: prepare, fit, evaluate. Results on stdout, progress on stderr, exit code 2 on bad input."""
+"""`python -m training`: prepare, fit, evaluate.
+
+Results go to stdout, progress to stderr; bad input is one line and exit code 2.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.contract.errors import MdctrError
+from service.contract import cli
 from training import checkpoint
 from training.data import prepare as preparation
 from training.data.batches import Rows
-from training.fit import Fit, evaluate as evaluate_model
+from training.data.prepare import Split
+from training.fit import Fit
+from training.fit import evaluate as evaluate_model
 from training.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -29,7 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 def prepare(context: typer.Context, recipe: Path, data: Data = Path("runs/data")) -> None:
     """Make a recipe's data ready: split, schema, Parquet. Prints the folder."""
     found = _prepared(Recipe.load(recipe, context.args), data)
-    print(found.path)  # noqa: T201 - the command's result
+    cli.result(str(found.path))
 
 
 @app.command(context_settings=OVERRIDES)
@@ -52,13 +56,15 @@ def fit(
 @app.command()
 def evaluate(
     run: Path,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: Annotated[Split, typer.Option(help="Which rows.")] = "test",
     data: Data = Path("runs/data"),
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a complete run on one split."""
     _, prepared, model, _ = checkpoint.load(run, data)
-    _show(evaluate_model(model, Rows.encode(prepared.split(split), prepared.schema, prepared.domains)), as_json)
+    _show(
+        evaluate_model(model, Rows.encode(prepared.split(split), prepared.schema, prepared.domains)), as_json
+    )
 
 
 def progress() -> Progress:
@@ -67,30 +73,23 @@ def progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def main() -> None:
-    """Run a command; what goes wrong on purpose is one line and exit code 2."""
-    try:
-        app()
-    except MdctrError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from error
-
-
 def _prepared(recipe: Recipe, data: Path) -> preparation.Prepared:
     return preparation.prepare(recipe.data.name, recipe.data.options, data)
 
 
 def _show(metrics: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(metrics))  # noqa: T201
+        cli.result(json.dumps(metrics))
         return
     table = Table("domain", "rows", "AUC", "log loss", "AUC, general pack")
     for domain, found in metrics["domains"].items():
         own, general = found["pack"], found["general"]
-        table.add_row(domain, f"{own['rows']:,}", f"{own['auc']:.4f}", f"{own['logloss']:.4f}", f"{general['auc']:.4f}")
+        table.add_row(
+            domain, f"{own['rows']:,}", f"{own['auc']:.4f}", f"{own['logloss']:.4f}", f"{general['auc']:.4f}"
+        )
     table.add_row("macro", "", f"{metrics['macro_auc']:.4f}", f"{metrics['macro_logloss']:.4f}", "")
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(app)

@@ -108,7 +108,9 @@ class Run:
         """Load the weights and the tuned domains that there are."""
         if self._weights.exists():
             model.paradigm.load_state_dict(load_file(self._weights))
-        model.tuned = {d: load_file(self.domain_file(d)) for d in model.domains if self.domain_file(d).exists()}
+        model.tuned = {
+            d: load_file(self.domain_file(d)) for d in model.domains if self.domain_file(d).exists()
+        }
 
 
 def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, Any]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,14 +16,28 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpoint import Run
 from training.data.batches import Rows
-from training.data.prepare import Prepared
+from training.data.prepare import Prepared, Split
 from training.metrics import Quality, quality
 from training.model import Model, build, joint_logits, logits
 from training.recipe import Optimisation, Recipe
 from training.stages import Stage, train_mode, training_only
 
-Forward = Callable[[Rows], Tensor]
-Score = Callable[[], float]
+
+@dataclass(frozen=True)
+class Pass:
+    """One optimisation: a stage over all domains, or a stage for one domain."""
+
+    key: str
+    module: nn.Module
+    trains: frozenset[str]
+    options: Optimisation
+    rows: Rows
+    loss: Callable[[Rows], Tensor]
+    score: Callable[[], float]
+    """AUC on validation, to choose the epoch by."""
+    pull_to_start: bool = False
+    """L2 draws a parameter to where it started instead of to zero: rows of a table that no batch touches
+    then keep their bits."""
 
 
 class Fit:
@@ -53,137 +67,125 @@ class Fit:
                         self._each_domain(stage)
                     elif done is None or joint.index(stage.name) > joint.index(done):
                         self._all_domains(stage)
-            self.run.finish(self._metrics())
+            self.run.finish(evaluate(self.model, self._rows("test")))
         self.run.restore(self.model)
         return self.model
 
-    def _rows(self, split: str) -> Rows:
+    def _rows(self, split: Split) -> Rows:
         return Rows.encode(self.prepared.split(split), self.prepared.schema, self.prepared.domains)
 
     def _all_domains(self, stage: Stage) -> None:
         paradigm, general = self.model.paradigm, len(self.model.domains)
 
-        def forward(rows: Rows) -> Tensor:
+        def loss(rows: Rows) -> Tensor:
             # Rows are shuffled, so the first tenth, repeated under the general domain, makes an unbiased
             # estimate of a loss that weighs all rows' general logits by a tenth: at a tenth of its cost.
             part = rows[: round(self.recipe.general_share * len(rows))]
             both = rows.joined(part.under(general)) if len(part) else rows
-            loss = binary_cross_entropy_with_logits(paradigm(both), both.label, reduction="sum")
-            return loss / len(rows)
+            total = binary_cross_entropy_with_logits(paradigm(both), both.label, reduction="sum")
+            return total / len(rows)
 
         def score() -> float:
-            found = self._by_domain(joint_logits(paradigm, self.valid), self.valid)
-            return sum(q.auc for q in found.values()) / len(found)
+            found = _by_domain(joint_logits(paradigm, self.valid), self.valid, self.model.domains)
+            return _mean(each.auc for each in found.values())
 
-        self._optimise(stage, stage.name, paradigm, self.recipe.joint, forward, score, self.train, pull=False)
+        self._optimise(Pass(stage.name, paradigm, stage.trains, self.recipe.joint, self.train, loss, score))
         self.run.save_weights(stage.name, paradigm.state_dict())
 
     def _each_domain(self, stage: Stage) -> None:
         for at, domain in enumerate(self.model.domains):
             if domain not in self.model.tuned:
-                self.tune(stage, domain, self.train.of(at), self.valid.of(at))
+                self._tune(stage, domain, self.train.of(at), self.valid.of(at))
 
-    def tune(self, stage: Stage, domain: str, train: Rows, valid: Rows) -> None:
-        """Train a domain's pack on its rows, starting from the pack it has; nothing shared moves."""
+    def _tune(self, stage: Stage, domain: str, train: Rows, valid: Rows) -> None:
+        """Train a domain's pack on its rows, from the pack it has; nothing shared moves."""
         servable = self.model.paradigm.servable()
         servable.load_state_dict(self.model.pack(domain), strict=False)
         options = self.recipe.tuning
         options = options.model_copy(update={"lr": options.lr_of.get(domain, options.lr)})
 
-        def forward(rows: Rows) -> Tensor:
+        def loss(rows: Rows) -> Tensor:
             return binary_cross_entropy_with_logits(servable(*rows.arrays), rows.label)
 
         def score() -> float:
-            found = logits(servable, {}, valid)
-            return quality(found.numpy(), valid.label.numpy()).auc
+            return quality(logits(servable, {}, valid).numpy(), valid.label.numpy()).auc
 
         key = f"{stage.name}/{domain}"
-        self._optimise(stage, key, servable, options, forward, score, train, pull=True)
-        owned = self.model.paradigm.owned
+        self._optimise(Pass(key, servable, stage.trains, options, train, loss, score, pull_to_start=True))
         tensors = servable.state_dict()
-        self.model.tuned[domain] = {name: tensors[name].clone() for name in sorted(owned)}
+        owned = sorted(self.model.paradigm.owned)
+        self.model.tuned[domain] = {name: tensors[name].clone() for name in owned}
         self.run.save_domain(domain, self.model.tuned[domain])
 
-    def _optimise(
-        self,
-        stage: Stage,
-        key: str,
-        module: nn.Module,
-        options: Optimisation,
-        loss_of: Forward,
-        score: Score,
-        rows: Rows,
-        pull: bool,
-    ) -> None:
-        """Adam with early stopping; the best epoch's tensors are in `module` when it returns.
+    def _optimise(self, work: Pass) -> None:
+        """Adam with early stopping; the best epoch's tensors are in the module when it returns.
 
-        Epoch 0, the module as it comes, is a candidate. With `pull`, L2 draws each parameter towards
-        where it started: rows of a table that no batch touches then keep their bits.
+        Epoch 0, the module as it comes, is a candidate.
         """
-        moving = stage.trains | {name for name, _ in module.named_buffers()}
-        with training_only(module, stage.trains) as parameters:
-            l2 = 0.0 if pull else options.l2
+        module, options = work.module, work.options
+        moving = work.trains | {name for name, _ in module.named_buffers()}
+        with training_only(module, work.trains) as parameters:
+            l2 = 0.0 if work.pull_to_start else options.l2
             optimiser = torch.optim.Adam(parameters, lr=options.lr, weight_decay=l2, fused=True)
-            state = self.run.load_state(key)
+            state = self.run.load_state(work.key)
             if state is None:
-                started = [parameter.detach().clone() for parameter in parameters]
+                start = [parameter.detach().clone() for parameter in parameters]
                 best = _tensors(module, moving)
-                at = {"epoch": 0, "best_epoch": 0, "best_score": score()}
+                epoch, best_epoch, best_score = 0, 0, work.score()
             else:
-                started, best, at = state["started"], state["best"], state["at"]
+                start, best = state["start"], state["best"]
+                epoch, best_epoch, best_score = state["epoch"], state["best_epoch"], state["best_score"]
                 module.load_state_dict(state["module"], strict=False)
                 optimiser.load_state_dict(state["optimiser"])
-            bar = self.progress.add_task(key, total=options.epochs, completed=at["epoch"])
-            while at["epoch"] < options.epochs and at["epoch"] - at["best_epoch"] < options.patience:
-                at["epoch"] += 1
+            bar = self.progress.add_task(work.key, total=options.epochs, completed=epoch)
+            while epoch < options.epochs and epoch - best_epoch < options.patience:
+                epoch += 1
                 began = time.perf_counter()
-                loss = self._epoch(key, at["epoch"], module, options, loss_of, rows, optimiser, started if pull else None)
+                loss = self._epoch(work, epoch, optimiser, start)
                 seconds = time.perf_counter() - began
-                found = score()
-                if found > at["best_score"]:
-                    at["best_epoch"], at["best_score"], best = at["epoch"], found, _tensors(module, moving)
-                self._note(key, at["epoch"], loss, found, seconds)
+                found = work.score()
+                if found > best_score:
+                    best_epoch, best_score, best = epoch, found, _tensors(module, moving)
+                self._note(work.key, epoch, loss, found, seconds)
                 self.run.save_state(
                     {
-                        "key": key,
-                        "at": at,
-                        "started": started,
+                        "key": work.key,
+                        "epoch": epoch,
+                        "best_epoch": best_epoch,
+                        "best_score": best_score,
+                        "start": start,
                         "best": best,
                         "module": _tensors(module, moving),
                         "optimiser": optimiser.state_dict(),
                     }
                 )
-                self.progress.update(bar, completed=at["epoch"], description=f"{key} best AUC {at['best_score']:.4f}")
+                self.progress.update(
+                    bar,
+                    completed=epoch,
+                    description=f"{work.key}: AUC {best_score:.4f} at epoch {best_epoch}",
+                )
             module.load_state_dict(best, strict=False)
-            done = f"{key} best AUC {at['best_score']:.4f} at epoch {at['best_epoch']}"
-            self.progress.update(bar, total=at["epoch"] or 1, completed=at["epoch"] or 1, description=done)
+            self.progress.update(bar, total=max(epoch, 1), completed=max(epoch, 1))
 
     def _epoch(
-        self,
-        key: str,
-        epoch: int,
-        module: nn.Module,
-        options: Optimisation,
-        loss_of: Forward,
-        rows: Rows,
-        optimiser: torch.optim.Optimizer,
-        towards: list[Tensor] | None,
+        self, work: Pass, epoch: int, optimiser: torch.optim.Optimizer, start: Sequence[Tensor]
     ) -> float:
         """One pass over the rows; returns the mean loss of its batches."""
-        seed = int.from_bytes(hashlib.sha256(f"{self.recipe.seed}/{key}/{epoch}".encode()).digest()[:7])
+        text = f"{self.recipe.seed}/{work.key}/{epoch}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
         torch.manual_seed(seed)
-        train_mode(module)
+        train_mode(work.module)
         parameters = optimiser.param_groups[0]["params"]
         total, batches = torch.zeros(()), 0
-        for batch in rows.shuffled(seed).batches(options.batch):
-            if len(batch) == 1 < len(rows):
+        for batch in work.rows.shuffled(seed).batches(work.options.batch):
+            if len(batch) == 1 < len(work.rows):
                 continue  # a BatchNorm has no statistics of one row
             optimiser.zero_grad()
-            loss = loss_of(batch)
-            loss.backward()
-            if towards is not None and options.l2:
-                for parameter, start in zip(parameters, towards, strict=True):
-                    parameter.grad.add_(parameter.detach() - start, alpha=options.l2)
+            loss = work.loss(batch)
+            torch.autograd.backward(loss)
+            if work.pull_to_start and work.options.l2:
+                for parameter, origin in zip(parameters, start, strict=True):
+                    parameter.grad.add_(parameter.detach() - origin, alpha=work.options.l2)
             optimiser.step()
             total, batches = total + loss.detach(), batches + 1
         return float(total / max(batches, 1))
@@ -194,17 +196,6 @@ class Fit:
         self.run.log(self.log)
         self.board.add_scalar(f"{key}/loss", loss, epoch)
         self.board.add_scalar(f"{key}/valid_auc", auc, epoch)
-
-    def _by_domain(self, found: Tensor, rows: Rows) -> dict[str, Quality]:
-        result = {}
-        for at, domain in enumerate(self.model.domains):
-            own = rows.domain == at
-            result[domain] = quality(found[own].numpy(), rows.label[own].numpy())
-        return result
-
-    def _metrics(self) -> dict[str, Any]:
-        """Per domain on the test split: as served, under the joint stage's pack, and under the general one."""
-        return evaluate(self.model, self._rows("test"))
 
 
 def evaluate(model: Model, rows: Rows) -> dict[str, Any]:
@@ -226,6 +217,14 @@ def evaluate(model: Model, rows: Rows) -> dict[str, Any]:
         "macro_auc": _mean(found["pack"]["auc"] for found in domains.values()),
         "macro_logloss": _mean(found["pack"]["logloss"] for found in domains.values()),
     }
+
+
+def _by_domain(found: Tensor, rows: Rows, domains: Sequence[str]) -> dict[str, Quality]:
+    result = {}
+    for at, domain in enumerate(domains):
+        own = rows.domain == at
+        result[domain] = quality(found[own].numpy(), rows.label[own].numpy())
+    return result
 
 
 def _mean(values: Iterable[float]) -> float:

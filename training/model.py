@@ -68,7 +68,8 @@ def logits(servable: nn.Module, pack: Mapping[str, Tensor], rows: Rows) -> Tenso
     """Logits (n,) of rows under a pack; the servable itself is left as it is."""
     servable.eval()
     parts = [
-        torch.func.functional_call(servable, dict(pack), batch.arrays) for batch in rows.batches(EVALUATION_BATCH)
+        torch.func.functional_call(servable, dict(pack), batch.arrays)
+        for batch in rows.batches(EVALUATION_BATCH)
     ]
     return torch.cat(parts) if parts else torch.empty(0)
 

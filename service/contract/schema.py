@@ -39,7 +39,7 @@ OOV = 0
 PAD = -1
 """Fills a multi-valued field beyond its values; no row."""
 _LARGEST = 1e30
-"""Beyond it a scaled number would overflow float32 and no longer be a number."""
+"""Beyond it a number, given or scaled, would come close to overflowing float32."""
 
 
 class FieldError(SchemaError):
@@ -152,7 +152,8 @@ class Field(BaseModel):
         """
         if self.kind == "number":
             scaled = (self._numbers(column) - self.mean) / self.std
-            return Encoded(np.nan_to_num(scaled, nan=0.0).astype(np.float32), 0)
+            bounded = np.clip(np.nan_to_num(scaled, nan=0.0), -_LARGEST, _LARGEST)
+            return Encoded(bounded.astype(np.float32), 0)
         if self.multiple is None:
             rows, unknown = self._rows(column)
             return Encoded(rows[:, None], unknown)

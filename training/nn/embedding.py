@@ -52,7 +52,8 @@ class Lookup(nn.Module):
         present = (ids != PAD).to(table.dtype)[:, :, None]
         rows = F.embedding(ids.clamp(min=0), table) * present
         fields = []
-        for part, count in zip(rows.split(self._widths, 1), present.split(self._widths, 1), strict=True):
+        parts = (torch.split(each, self._widths, 1) for each in (rows, present))
+        for part, count in zip(*parts, strict=True):
             fields.append(part if part.shape[1] == 1 else part.sum(1, True) / count.sum(1, True).clamp(min=1))
         return torch.cat(fields, 1)
 
@@ -96,6 +97,6 @@ class FirstOrder(nn.Module):
     ) -> Tensor:
         """The sum of the weights of a row's fields, (B,)."""
         weight = self.weight[:, None]
-        request = self.request(weight, request_ids, request_numbers).sum((1, 2))
-        item = self.item(weight, item_ids, item_numbers).sum((1, 2))
+        request: Tensor = self.request(weight, request_ids, request_numbers).sum((1, 2))
+        item: Tensor = self.item(weight, item_ids, item_numbers).sum((1, 2))
         return request + item + self.bias

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -59,7 +60,7 @@ class ScopedMLP(nn.Module):
         super().__init__()
         self.first = ScopedLinear(request, item, hidden[0])
         layers: list[nn.Module] = _after_linear(hidden[0], norm, dropout)
-        for width, out in zip(hidden, hidden[1:], strict=False):
+        for width, out in pairwise(hidden):
             layers += [nn.Linear(width, out), *_after_linear(out, norm, dropout)]
         self.rest = nn.Sequential(*layers)
 

@@ -38,7 +38,9 @@ class Fusion(nn.Module):
     so that users are never routed anew; values in 0.1..1 learn.
     """
 
-    def __init__(self, profile: int, dim: int, hidden: Sequence[int], prompts: int, temperature: float) -> None:
+    def __init__(
+        self, profile: int, dim: int, hidden: Sequence[int], prompts: int, temperature: float
+    ) -> None:
         super().__init__()
         self.layers = mlp(profile, hidden, prompts)
         self.meta = nn.Parameter(torch.empty(prompts, dim).uniform_(-0.01, 0.01))

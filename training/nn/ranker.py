@@ -43,6 +43,9 @@ class Ranker(nn.Module):
         user_prompt: makes the user's prompt out of the embeddings of the user's own fields.
     """
 
+    profile: Tensor
+    """Positions of the user's own fields among the request's."""
+
     def __init__(
         self,
         schema: FeatureSchema,
@@ -58,7 +61,8 @@ class Ranker(nn.Module):
         prompts = int(domain_prompt) + int(user_prompt is not None)
         self.backbone = backbone(len(request) + prompts, len(item))
         self.head = nn.Linear(self.backbone.width, 1)
-        self.profile = [at for at, key in enumerate(request) if key.startswith("user.")]
+        profile = torch.tensor([at for at, key in enumerate(request) if key.startswith("user.")])
+        self.register_buffer("profile", profile, persistent=False)
         self.domain_prompt = nn.Parameter(torch.empty(1, dim)) if domain_prompt else None
         if self.domain_prompt is not None:
             nn.init.xavier_uniform_(self.domain_prompt)
@@ -82,7 +86,7 @@ class Ranker(nn.Module):
         if domain_prompt is not None:
             prompts.append(domain_prompt.expand(len(request), -1))
         if self.user_prompt is not None:
-            prompts.append(self.user_prompt(request[:, self.profile].flatten(1)))
+            prompts.append(self.user_prompt(request.index_select(1, self.profile).flatten(1)))
         if prompts:
             request = torch.cat([torch.stack(prompts, 1), request], 1)
         hidden, direct = self.backbone(request, item)

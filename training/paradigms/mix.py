@@ -47,7 +47,9 @@ class Mix(Paradigm):
     def pack(self, domain: int | None) -> Pack:
         """The bias of the first-order part, with the domain's."""
         bias = self.general.first_order.bias.detach()
-        return {"first_order.bias": bias.clone() if domain is None else bias + self.domain_bias[domain].detach()}
+        return {
+            "first_order.bias": bias.clone() if domain is None else bias + self.domain_bias[domain].detach()
+        }
 
 
 def build(options: Options, schema: FeatureSchema, backbone: MakeBackbone, dim: int, domains: int) -> Mix:

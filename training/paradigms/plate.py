@@ -66,7 +66,9 @@ class Plate(Paradigm):
             nn.init.xavier_uniform_(self.domain_prompt)
         self.tuned = self._tuned()
         # The prompt row and the bias differ between domains whether or not they are tuned.
-        self.owned = self.tuned | {"first_order.bias"} | ({"domain_prompt"} if options.domain_prompt else set())
+        self.owned = (
+            self.tuned | {"first_order.bias"} | ({"domain_prompt"} if options.domain_prompt else set())
+        )
 
     def forward(self, rows: Rows) -> Tensor:
         """Logits (B,); the row after the last domain's is the general one."""

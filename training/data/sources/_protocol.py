@@ -47,5 +47,5 @@ class Source(Protocol):
         ...
 
     def items(self) -> pl.DataFrame:
-        """Every item once: `item.id`, every item field under its `Field.key`, and `text` where there is one."""
+        """Every item once: `item.id`, every item field under its `Field.key`, `text` where there is one."""
         ...

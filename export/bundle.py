@@ -1,0 +1,107 @@
+"""Assemble a bundle from a complete run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from export import graph, parity
+from export.card import card
+from export.packs import domain_pack, golden_request
+from export.servable import ScopedModel, graph_inputs
+from service.contract import files, hashing, plugins
+from service.contract.bundle import ITEMS, MANIFEST, PACKS, SCHEMA, Bundle
+from service.contract.items import ItemTable
+from service.contract.manifest import GraphInput, Manifest, Parity
+from service.contract.pack import DomainPack
+from training.data.batches import Rows
+from training.data.prepare import Prepared, columns
+from training.model import Model
+from training.recipe import Recipe
+
+GRAPH = "graph.onnx"
+ENGINE = "ort"
+
+
+def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str, Any], out: Path) -> Bundle:
+    """Make `out/<name>-<hash>/`, whole or not at all.
+
+    The folder's name, and the bundle's, ends in the hash of the body: graph, weights and schema. A run
+    of the same body with other packs replaces the folder.
+
+    Raises:
+        BundleError: an engine differs from torch by more than the parity budget; nothing is left behind.
+    """
+    schema = model.schema
+    inputs = graph_inputs(schema, model)
+    with files.scratch(out, recipe.name) as body:
+        graph.write(ScopedModel(model.paradigm.servable(), inputs), inputs, body / GRAPH)
+        schema.save(body / SCHEMA)
+        bundle = f"{recipe.name}-{_body_hash(body)[:8]}"
+        with files.new_folder(out / bundle) as folder:
+            for part in sorted(body.iterdir()):
+                part.rename(folder / part.name)
+            ItemTable.encode(schema, columns(prepared.items(), schema, "item")).save(folder / ITEMS)
+            packs = make_packs(model, prepared, bundle, inputs)
+            for pack in packs:
+                files.write(folder / PACKS / f"{pack.domain}.safetensors", pack.to_bytes())
+            manifest = Manifest(
+                name=recipe.name,
+                bundle=bundle,
+                model=recipe.model_dump(mode="json"),
+                schema_fingerprint=schema.fingerprint,
+                domains=model.domains,
+                inputs=inputs,
+                graph=GRAPH,
+                parity=(),
+                parameters=model.parameters(),
+                parameters_of_domain=model.parameters_of_domain(),
+                files=_checksums(folder),
+            )
+            manifest = manifest.model_copy(update={"parity": (_gate(folder, manifest, model, packs),)})
+            files.write(folder / "CARD.md", card(manifest, prepared.about, metrics, packs))
+            manifest.model_copy(update={"files": _checksums(folder)}).save(folder / MANIFEST)
+    return Bundle.open(out / bundle)
+
+
+def make_packs(
+    model: Model, prepared: Prepared, bundle: str, inputs: Sequence[GraphInput], only: str | None = None
+) -> list[DomainPack]:
+    """The packs of a trained model, the general one first, with golden rows from validation.
+
+    Args:
+        model: a trained model.
+        prepared: its data.
+        bundle: the id of the bundle that the packs are for.
+        inputs: the bundle's graph inputs.
+        only: one domain, instead of all.
+    """
+    rows = Rows.encode(prepared.split("valid"), model.schema, model.domains)
+    wanted = [None, *model.domains] if only is None else [only]
+    packs = []
+    for domain in wanted:
+        own = rows if domain is None else rows.of(model.domains.index(domain))
+        packs.append(domain_pack(model, domain, bundle, inputs, golden_request(own, model.schema)))
+    return packs
+
+
+def _gate(folder: Path, manifest: Manifest, model: Model, packs: Sequence[DomainPack]) -> Parity:
+    unchecked = Bundle(folder, manifest, model.schema, ItemTable.load(folder / ITEMS))
+    engine = plugins.load("service.engines", ENGINE).open(unchecked, threads=1)
+    try:
+        return parity.gate(model, manifest.inputs, packs, engine, ENGINE)
+    finally:
+        engine.close()
+
+
+def _body_hash(folder: Path) -> str:
+    """Of the files that decide whether a pack fits, in the order of their names."""
+    digests = "".join(hashing.file(part) for part in sorted(folder.iterdir()))
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): hashing.file(path) for path in found}

@@ -1,0 +1,100 @@
+"""`CARD.md`: what a bundle is worth, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.contract.manifest import Manifest
+from service.contract.pack import GENERAL, DomainPack
+from training.data.prepare import About
+
+
+def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Sequence[DomainPack]) -> str:
+    """The model card, in Markdown with Hugging Face's front matter."""
+    share = manifest.parameters_of_domain / manifest.parameters
+    recipe = manifest.model
+    lines = [
+        "---",
+        "library_name: mdctr",
+        "tags: [ctr, multi-domain, onnx]",
+        "---",
+        f"# {manifest.bundle}",
+        "",
+        f"{recipe['paradigm']['name']} over {recipe['backbone']['name']}, seed {recipe['seed']}.",
+        "",
+        "## Data",
+        "",
+        f"Source `{about.source}`. {about.protocol}",
+        "",
+        *_table(("domain", "train", "valid", "test", "positive in test"), _data_rows(about)),
+        "",
+        "## Quality on the test split",
+        "",
+        "By torch, before export. The general pack answers for domains that have none.",
+        "",
+        *_table(
+            ("domain", "AUC", "log loss", "AUC under the general pack", "best possible AUC"),
+            _quality(metrics, about),
+        ),
+        "",
+        "## Size",
+        "",
+        f"{manifest.parameters:,} parameters as one domain sees them.",
+        f"A domain owns, and tuning trains, {manifest.parameters_of_domain:,} of them: {share:.2%}.",
+        "",
+        *_table(("pack", "tensors, bytes", "file, bytes"), _sizes(packs)),
+        "",
+        "## Parity with torch",
+        "",
+        *_table(
+            ("engine", "cases", "rows", "largest difference in probability", "budget"),
+            [
+                (p.engine, str(p.cases), f"{p.rows:,}", f"{p.max_abs_diff:.1e}", f"{p.budget:g}")
+                for p in manifest.parity
+            ],
+        ),
+        "",
+        "## Limits",
+        "",
+        "One seed. Users and items that training has not seen are scored by their other fields alone.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _data_rows(about: About) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for domain in about.domains:
+        parts = about.parts[domain]
+        positive = parts["test"].positive
+        counts = (f"{parts[split].rows:,}" for split in ("train", "valid", "test"))
+        rows.append((domain, *counts, "-" if positive is None else f"{positive:.3f}"))
+    return rows
+
+
+def _quality(metrics: Mapping[str, Any], about: About) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for domain, found in metrics["domains"].items():
+        best = about.oracle_auc.get(domain)
+        own = found["pack"]
+        rows.append(
+            (
+                domain,
+                f"{own['auc']:.4f}",
+                f"{own['logloss']:.4f}",
+                f"{found['general']['auc']:.4f}",
+                "unknown" if best is None else f"{best:.4f}",
+            )
+        )
+    rows.append(("macro", f"{metrics['macro_auc']:.4f}", f"{metrics['macro_logloss']:.4f}", "", ""))
+    return rows
+
+
+def _sizes(packs: Sequence[DomainPack]) -> list[tuple[str, ...]]:
+    names = ((("general" if pack.domain == GENERAL else pack.domain), pack) for pack in packs)
+    return [(name, f"{pack.nbytes:,}", f"{len(pack.to_bytes()):,}") for name, pack in names]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]

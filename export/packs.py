@@ -1,0 +1,69 @@
+"""Domains' parameters as `DomainPack`s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from service.contract.manifest import GraphInput
+from service.contract.pack import GENERAL, DomainPack, Golden
+from service.contract.schema import FeatureSchema, Inputs
+from training.data.batches import Arrays, Rows
+from training.model import Model
+
+GOLDEN_ROWS = 8
+"""Candidates of a pack's golden request; the last is an item of which nothing is known."""
+
+
+def named(arrays: Arrays, inputs: Sequence[GraphInput]) -> dict[str, npt.NDArray[Any]]:
+    """The graph's request and item inputs, by name."""
+    names = ("request.ids", "request.numbers", "item.ids", "item.numbers")
+    wanted = {spec.name for spec in inputs}
+    return {name: tensor.numpy() for name, tensor in zip(names, arrays, strict=True) if name in wanted}
+
+
+def tensors(request: Inputs, item: Inputs) -> Arrays:
+    """Encoded arrays as a network takes them."""
+    arrays = (request.ids, request.numbers, item.ids, item.numbers)
+    one, two, three, four = (torch.from_numpy(np.array(array)) for array in arrays)
+    return one, two, three, four
+
+
+def golden_request(rows: Rows, schema: FeatureSchema) -> Arrays:
+    """The first row's request, with the items of the first rows as its candidates."""
+    known = rows[: GOLDEN_ROWS - 1]
+    blank = schema.blanks["item"]
+    return (
+        known.request_ids[:1],
+        known.request_numbers[:1],
+        torch.cat([known.item_ids, torch.from_numpy(blank.ids)]),
+        torch.cat([known.item_numbers, torch.from_numpy(blank.numbers)]),
+    )
+
+
+def domain_pack(
+    model: Model, domain: str | None, bundle: str, inputs: Sequence[GraphInput], golden: Arrays
+) -> DomainPack:
+    """One domain's pack, or the general one's, with golden rows that torch scores here.
+
+    Args:
+        model: a trained model.
+        domain: None for the general pack.
+        bundle: the bundle's id.
+        inputs: the graph's.
+        golden: one request (1, ...) and its items (B, ...).
+    """
+    pack = model.pack(domain)
+    with torch.inference_mode():
+        servable = model.paradigm.servable().eval()
+        logit = torch.func.functional_call(servable, pack, golden)
+    return DomainPack(
+        bundle=bundle,
+        domain=GENERAL if domain is None else domain,
+        tensors={name: tensor.numpy() for name, tensor in pack.items()},
+        golden=Golden(named(golden, inputs), logit.numpy()),
+    )

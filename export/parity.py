@@ -1,0 +1,103 @@
+"""Torch against an engine, on the batches that break engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from export.packs import named, tensors
+from service.contract.errors import BundleError
+from service.contract.manifest import GraphInput, Parity
+from service.contract.pack import DomainPack
+from service.contract.schema import PAD, FeatureSchema, Inputs, Scope
+from service.engines._protocol import Engine
+from training.data.batches import Arrays
+from training.model import Model
+
+BUDGET = 1e-5
+"""Largest difference in probability."""
+SIZES = (1, 2, 3, 7, 33, 255, 500, 1000)
+"""Candidates: one, odd numbers, powers of two missed by one, many."""
+
+
+def cases(schema: FeatureSchema, seed: int = 0) -> Iterator[tuple[str, Arrays]]:
+    """Requests and candidates: random rows, nothing known, the ends of every field's rows, large numbers."""
+    rng = np.random.default_rng(seed)
+    for size in SIZES:
+        yield (
+            f"random, {size}",
+            tensors(_random(schema, "request", 1, rng), _random(schema, "item", size, rng)),
+        )
+    for size in (1, 9):
+        request, item = schema.blanks["request"], schema.blanks["item"]
+        yield f"nothing known, {size}", tensors(request, item.take(np.zeros(size, np.int64)))
+    for scale in (-1e3, 1e3):
+        request, item = (_ends(schema, scope, scale) for scope in ("request", "item"))
+        yield f"first and last rows, numbers {scale:+g}", tensors(request.take(slice(0, 1)), item)
+        yield f"last rows first, numbers {scale:+g}", tensors(request.take(slice(1, 2)), item)
+
+
+def gate(
+    model: Model, inputs: Sequence[GraphInput], packs: Iterable[DomainPack], engine: Engine, name: str
+) -> Parity:
+    """Compare probabilities for every pack and case.
+
+    Args:
+        model: the trained model, in torch.
+        inputs: the graph's.
+        packs: what to compare under.
+        engine: an engine that has the graph loaded.
+        name: the engine's.
+
+    Raises:
+        BundleError: one of them is off by more than the budget; the text names it.
+    """
+    worst, rows, count = 0.0, 0, 0
+    servable = model.paradigm.servable().eval()
+    for pack in packs:
+        handle = engine.load(pack)
+        owned = {key: torch.from_numpy(np.array(value)) for key, value in pack.tensors.items()}
+        for case, arrays in cases(model.schema):
+            with torch.inference_mode():
+                expected = torch.func.functional_call(servable, owned, arrays)
+            found = torch.from_numpy(np.array(engine.score(named(arrays, inputs), handle)))
+            if found.shape != expected.shape or not torch.isfinite(found).all():
+                raise BundleError(
+                    f"parity: {name}, {pack.domain}, {case}: shape {tuple(found.shape)} or not finite"
+                )
+            off = float((found.double().sigmoid() - expected.double().sigmoid()).abs().max())
+            if off > BUDGET:
+                raise BundleError(
+                    f"parity: {name}, {pack.domain}, {case}: off by {off:.2e}, more than {BUDGET:g}"
+                )
+            worst, rows, count = max(worst, off), rows + len(found), count + 1
+        engine.release(handle)
+    return Parity(engine=name, cases=count, rows=rows, max_abs_diff=worst, budget=BUDGET)
+
+
+def _random(schema: FeatureSchema, scope: Scope, n: int, rng: np.random.Generator) -> Inputs:
+    inputs = schema.blanks[scope].take(np.zeros(n, np.int64))
+    for slot in schema.scope(scope):
+        if slot.field.kind == "number":
+            inputs.numbers[:, slot.at.start] = rng.normal(size=n)
+            continue
+        ids = rng.integers(slot.offset, slot.offset + slot.field.rows, (n, slot.field.width), dtype=np.int32)
+        if slot.field.multiple:
+            lengths = rng.integers(0, slot.field.width + 1, (n, 1))
+            ids[np.arange(slot.field.width) >= lengths] = PAD
+        inputs.ids[:, slot.at] = ids
+    return inputs
+
+
+def _ends(schema: FeatureSchema, scope: Scope, number: float) -> Inputs:
+    """Two rows: every field at its first row, and every field at its last."""
+    inputs = schema.blanks[scope].take(np.zeros(2, np.int64))
+    for slot in schema.scope(scope):
+        if slot.field.kind == "number":
+            inputs.numbers[:, slot.at.start] = number
+        else:
+            inputs.ids[0, slot.at] = slot.offset
+            inputs.ids[1, slot.at] = slot.offset + slot.field.rows - 1
+    return inputs

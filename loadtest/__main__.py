@@ -1,0 +1,77 @@
+"""`python -m loadtest`: the demo.
+
+Results go to stdout, progress to stderr; bad input is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import demo as whole
+from service.contract import cli
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _commands() -> None:
+    """Runs the whole house."""
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="A data set: synthetic or douban.")] = "synthetic",
+    out: Annotated[Path, typer.Option(help="Folder for runs and reports.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Train, export, publish, serve, send every test row over HTTP, and swap a pack under traffic."""
+    report = whole.demo(data, out / f"demo-{data}")
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        show(report, Console())
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """The report as a table."""
+    table = Table(
+        "domain", "rows", "AUC, HTTP", "AUC, torch", "best possible", "log loss, HTTP", "largest difference"
+    )
+    for domain, found in report["domains"].items():
+        best = found["auc_oracle"]
+        table.add_row(
+            domain,
+            f"{found['rows']:,}",
+            f"{found['auc_http']:.4f}",
+            f"{found['auc_torch']:.4f}",
+            "unknown" if best is None else f"{best:.4f}",
+            f"{found['logloss_http']:.4f}",
+            f"{found['max_abs_diff']:.1e}",
+        )
+    table.add_row(
+        "macro", "", f"{report['macro_auc_http']:.4f}", "", "", f"{report['macro_logloss_http']:.4f}", ""
+    )
+    console.print(table)
+    share = report["parameters_of_domain"] / report["parameters"]
+    sizes = ", ".join(f"{domain} {size:,}" for domain, size in report["pack_bytes"].items())
+    swap = report["swap"]
+    summary = f"""\
+{report["requests"]:,} requests one after another: p50 {report["latency_p50_ms"]:.2f} ms, \
+p99 {report["latency_p99_ms"]:.2f} ms
+a domain owns {report["parameters_of_domain"]:,} of {report["parameters"]:,} parameters ({share:.2%}); \
+packs in bytes: {sizes}
+{swap["domain"]} was tuned anew and promoted while {swap["requests"]:,} requests flowed, of which \
+{swap["failed"]} failed; {swap["promote_to_visible_ms"]:.0f} ms after the promotion scores moved by up to \
+{swap["scores_moved_by"]:.3f}, to within {swap["max_abs_diff"]:.1e} of torch's
+{report["seconds"]:.0f} s in all"""
+    console.print(summary, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(app)
