@@ -1,0 +1,53 @@
+# What a contributor runs. Every target sets itself up; `make` alone lists them.
+
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+PYTHON ?= python3
+VENV = $(ROOT)/.venv
+DATA = synthetic
+ARGS =
+
+CODE := service training export loadtest tests
+READY = $(VENV)/.installed
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+# A folder of data sets, for the sources that read one; a relative path counts from this folder.
+ifdef MDCTR_DATA_DIR
+export MDCTR_DATA_DIR
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
+
+demo: $(READY) ## Train, export, publish, serve and measure [DATA=synthetic] [MDCTR_DATA_DIR=folder]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest demo --data '$(DATA)'
+
+# One thread a worker: two workers that each take every core are slower than one.
+test: export OMP_NUM_THREADS = 1
+test: $(READY) ## The tests, without the cross product [ARGS='-k plate']
+	@cd '$(ROOT)' && $(PYTEST) -m 'not cross' $(ARGS)
+
+test-all: export OMP_NUM_THREADS = 1
+test-all: $(READY) ## The tests, with every paradigm over every backbone [ARGS=...]
+	@cd '$(ROOT)' && $(PYTEST) $(ARGS)
+
+lint: $(READY) ## Format, lint, types and the arrows between packages
+	@cd '$(ROOT)' && '$(VENV)/bin/ruff' format --check $(CODE)
+	@cd '$(ROOT)' && '$(VENV)/bin/ruff' check $(CODE)
+	@cd '$(ROOT)' && '$(VENV)/bin/mypy'
+	@cd '$(ROOT)' && '$(VENV)/bin/lint-imports'
+
+clean: ## Remove caches and builds; the environment and runs/ stay
+	@cd '$(ROOT)' && rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+		.hypothesis .schemathesis .coverage .coverage.* coverage.xml
+	@cd '$(ROOT)' && find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
+	@echo 'Setting up $(VENV); the first time takes minutes'
+	@$(PYTHON) -c 'import sys; sys.exit("mdctr needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@test -x '$(VENV)/bin/pip' || $(PYTHON) -m venv '$(VENV)'
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch '$@'
