@@ -67,6 +67,10 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+            # Several inputs share the candidates' axis, and the exporter needs its name only once.
+            warnings.filterwarnings(
+                "ignore", category=UserWarning, message=".*axis name: B will not be used.*"
+            )
             yield
     finally:
         logger.setLevel(level)

@@ -187,7 +187,7 @@ def columns(frame: pl.DataFrame, schema: FeatureSchema, scope: Scope) -> dict[st
     Args:
         frame: n rows with the schema's raw columns.
         schema: which fields there are.
-        scope: 'request' or 'item'; the latter has `item.id` whether a field or not, as an `ItemTable` needs it.
+        scope: 'request' or 'item'; the latter has `item.id`, field or not, as an `ItemTable` needs it.
 
     Returns:
         By `Field.key`: arrays (n,) of numbers where none is missing, else lists of n values.
@@ -353,5 +353,5 @@ def _oracle(test: pl.DataFrame, domains: Sequence[str]) -> dict[str, float]:
         clicks = rows.filter(pl.col("label") == 1)["rank"]
         pairs = len(clicks) * (rows.height - len(clicks))
         if pairs:
-            found[domain] = (clicks.sum() - len(clicks) * (len(clicks) + 1) / 2) / pairs
+            found[domain] = (float(clicks.sum()) - len(clicks) * (len(clicks) + 1) / 2) / pairs
     return found

@@ -43,7 +43,7 @@ class Options(BaseModel):
     protocol: Literal["reduced", "paper"] = "reduced"
     """`paper` needs movie's training split, which a reduced copy of the data does not have."""
     folder: Path | None = Constraint(default=None, exclude=True)
-    """Where the data is; by default `$MDCTR_DATA_DIR/douban`. Left out of the fingerprint of prepared data."""
+    """Where the data is; by default `$MDCTR_DATA_DIR/douban`. No part of what prepared data is known by."""
     seed: int = 0
     """Chooses movie's validation rows in the reduced protocol."""
 

@@ -35,20 +35,18 @@ Count = Annotated[int, Constraint(ge=1)]
 _AGES = ("under-18", "18-24", "25-34", "35-44", "45-54", "55-up")
 _GENDERS = ("female", "male", None)
 _COUNTRIES = ("at", "br", "cn", "de", "in", "jp", "ng", "us")
-_CATEGORIES = ("audio", "books", "camera", "garden", "games", "kitchen", "phones", "shoes", "sports", "toys")
-_BRANDS = tuple(
-    f"{head}{tail}" for head in ("alto", "bora", "cima", "dova") for tail in ("ra", "lux", "nix", "tek", "va")
-)
-_TAGS = ("compact", "eco", "gift", "handmade", "kids", "outdoor", "sale", "smart", "vintage", "wireless")
+_CATEGORIES = ("audio", "books", "garden", "kitchen", "phones", "shoes", "sports", "toys")
+_BRANDS = tuple(head + tail for head in ("alto", "bora", "cima", "dova") for tail in ("lux", "nix", "tek"))
+_TAGS = ("compact", "eco", "gift", "kids", "outdoor", "sale", "smart", "wireless")
 _DEVICES = ("desktop", "phone", "tablet", "tv")
 
 _EPOCH = 1_704_067_200
 """Midnight of 1 January 2024, UTC, in seconds."""
 _DAY = 86_400
 _MOST_TAGS = 3
-_LATENT = 4
+_LATENT = 2
 """Length of a latent vector."""
-_MAIN = 0.35
+_MAIN = 0.7
 """Share of a taste's variance that is main effects rather than an inner product."""
 _CONTEXT = 0.08
 """c: share of the logit's variance that is the context's."""
@@ -67,16 +65,16 @@ class Options(BaseModel):
         default={"feed": 70_000, "shop": 30_000, "ads": 15_000, "new": 5_000}, min_length=1
     )
     """Rows of each domain."""
-    users: Count = 2_000
-    items: Count = 1_500
+    users: Count = 1_000
+    items: Count = 600
     days: Count = 28
     """Over how many days the rows are spread."""
     domain_share: Part = 0.3
     """Share of the taste's variance that differs between domains; 0 is one taste for all."""
     id_share: Part = 0.05
-    """Share of a latent vector's variance that no profile or attribute explains."""
+    """Share of a main effect's variance that no profile or attribute explains."""
     late_share: Part = 0.1
-    """Share of the users, and of the items, that are seen only late, so that some are new in the test rows."""
+    """Share of the users, and of the items, seen only late, so that some are new in the test rows."""
     strength: Annotated[float, Constraint(ge=0, le=10)] = 1.35
     """Deviation of the logit within a domain: the larger, the better clicks can be told."""
     seed: Annotated[int, Constraint(ge=0)] = 0
@@ -141,7 +139,8 @@ class Synthetic:
                 "probability": probability,
             }
         )
-        protocol = f"synthetic clicks of seed {options.seed}, {options.domain_share:.0%} of the taste domain-specific"
+        share = options.domain_share
+        protocol = f"synthetic clicks of seed {options.seed}; the taste is {share:.0%} domain-specific"
         return Interactions(frame.hstack(self._users[user]), protocol)
 
     def items(self) -> pl.DataFrame:
@@ -176,7 +175,7 @@ class Synthetic:
         return users, np.hstack([shared_items, own_items])
 
     def _random(self, what: str) -> np.random.Generator:
-        """A stream of its own for each purpose, so that one more domain leaves users and items as they are."""
+        """A stream of its own for each purpose: one more domain leaves users and items as they are."""
         return np.random.default_rng([self._options.seed, bucket(what, 2**32)])
 
     @cached_property
@@ -237,11 +236,12 @@ class Synthetic:
         return np.hstack(left), np.hstack([np.ones((len(items), 1)), items[:, :1], items[:, 1:]])
 
     def _latent(self, random: np.random.Generator, parts: tuple[Floats, ...], width: int) -> Floats:
-        """(n, width) of mean 0 and variance 1: linear in `parts` (n, ...), each with the same weight, and a rest."""
+        """(n, width) of mean 0, variance 1: linear in `parts` (n, ...) of equal weight; the first has a rest."""
         known = sum(_scaled(_scaled(part) @ random.normal(size=(part.shape[1], width))) for part in parts)
+        vectors, own = _scaled(np.asarray(known)), _scaled(random.normal(size=(len(parts[0]), 1)))
         share = self._options.id_share
-        rest = random.normal(size=(len(parts[0]), width))
-        return math.sqrt(1 - share) * _scaled(np.asarray(known)) + math.sqrt(share) * _scaled(rest)
+        vectors[:, :1] = math.sqrt(1 - share) * vectors[:, :1] + math.sqrt(share) * own
+        return vectors
 
     def _context(self, hour: Ints, device: Ints) -> Floats:
         """An evening peak and a preference of devices, together of variance 1."""

@@ -1,0 +1,152 @@
+"""What every paradigm promises, over DeepFM; over every backbone with `make test-all`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from export.bundle import build as build_bundle
+from export.packs import named
+from export.parity import cases
+from service.contract import plugins
+from service.contract.bundle import Bundle
+from service.contract.pack import GENERAL, DomainPack
+from tests.conftest import TINY, Trained, train
+from training import checkpoint
+from training.data.batches import Rows
+from training.data.prepare import prepare
+from training.model import build, logits
+from training.recipe import Recipe
+
+BACKBONES = plugins.names("training.backbones")
+# Each paradigm over deepfm, and each backbone under plate; the rest is the cross product.
+PAIRS = [
+    pytest.param(
+        (paradigm, backbone),
+        marks=[pytest.mark.cross] if backbone != "deepfm" and paradigm != "plate" else [],
+        id=f"{paradigm}-{backbone}",
+    )
+    for paradigm in plugins.names("training.paradigms")
+    for backbone in BACKBONES
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_root: Path
+) -> Trained:
+    paradigm, backbone = request.param
+    folder = tmp_path_factory.mktemp("run") / "run"
+    return train(folder, data_root, paradigm={"name": paradigm}, backbone={"name": backbone})
+
+
+def test_logits_of_rows_of_any_domain_and_of_the_general_one(trained: Trained) -> None:
+    rows = trained.rows()[:50]
+    paradigm = trained.model.paradigm.eval()
+    with torch.inference_mode():
+        assert paradigm(rows).shape == (50,)
+        assert paradigm(rows[:1]).shape == (1,)
+        assert paradigm(rows.under(len(trained.model.domains))).isfinite().all()
+
+
+def test_a_row_does_not_depend_on_its_neighbours(trained: Trained) -> None:
+    rows, paradigm = trained.rows(), trained.model.paradigm.eval()
+    others = rows[:1].joined(rows[100:164])
+    with torch.inference_mode():
+        torch.testing.assert_close(paradigm(rows[:65])[:1], paradigm(others)[:1], rtol=0, atol=1e-6)
+
+
+def test_packs_have_the_same_names_and_shapes_for_every_domain(trained: Trained) -> None:
+    model = trained.model
+    shapes = {name: tensor.shape for name, tensor in model.pack(None).items()}
+    assert shapes.keys() == model.paradigm.owned
+    for domain in model.domains:
+        assert {name: tensor.shape for name, tensor in model.pack(domain).items()} == shapes
+
+
+def test_stages_over_each_domain_train_only_what_a_domain_owns(trained: Trained) -> None:
+    tuning = [stage for stage in trained.model.paradigm.stages() if stage.rows == "each domain"]
+    assert all(stage.trains and stage.trains <= trained.model.paradigm.owned for stage in tuning)
+
+
+def test_the_servable_under_a_pack_is_the_paradigm_for_that_domain(trained: Trained) -> None:
+    paradigm, rows = trained.model.paradigm.eval(), trained.rows()
+    for at, _ in enumerate(trained.model.domains):
+        own = rows.of(at)
+        with torch.inference_mode():
+            expected = paradigm(own)
+        torch.testing.assert_close(logits(paradigm.servable(), paradigm.pack(at), own), expected)
+    with torch.inference_mode():
+        expected = paradigm(rows.under(len(trained.model.domains)))
+    torch.testing.assert_close(logits(paradigm.servable(), paradigm.pack(None), rows), expected)
+
+
+def test_the_servable_shares_the_body_and_nothing_that_a_domain_owns(trained: Trained) -> None:
+    paradigm = trained.model.paradigm
+    one, two = (dict(paradigm.servable().named_parameters()) for _ in range(2))
+    own = {id(parameter) for parameter in paradigm.parameters()}
+    for name, parameter in one.items():
+        assert (id(parameter) in own) == (name not in paradigm.owned), name
+        assert (parameter is two[name]) == (name not in paradigm.owned), name
+
+
+def test_tuning_moves_no_shared_weight_and_no_buffer_by_a_bit(trained: Trained) -> None:
+    before_tuning = load_file(trained.folder / "weights.safetensors")
+    after = trained.model.paradigm.state_dict()
+    assert after.keys() == before_tuning.keys()
+    assert all(torch.equal(after[name], before_tuning[name]) for name in after)
+
+
+def test_tuning_one_domain_leaves_the_others_scores_bit_identical(trained: Trained, tmp_path: Path) -> None:
+    if not trained.model.tuned:
+        pytest.skip("this paradigm tunes nothing domain by domain")
+    anew, *others = trained.model.domains
+    changed = trained.recipe.model_copy(update={"seed": 5})
+    checkpoint.branch(trained.folder, tmp_path / "again", changed, trained.prepared, anew=anew)
+    again = train(tmp_path / "again", trained.data, **changed.model_dump(mode="json"))
+    rows = trained.rows()
+    for domain in others:
+        own = rows.of(trained.model.domains.index(domain))
+        assert torch.equal(trained.model.logits(own, domain), again.model.logits(own, domain))
+    own = rows.of(trained.model.domains.index(anew))
+    assert not torch.equal(trained.model.logits(own, anew), again.model.logits(own, anew))
+
+
+def test_everything_that_the_joint_stage_trains_gets_a_gradient(data_root: Path, trained: Trained) -> None:
+    recipe = Recipe.model_validate({**TINY, **trained.recipe.model_dump(mode="json"), "seed": 3})
+    prepared = prepare(recipe.data.name, recipe.data.options, data_root)
+    paradigm = build(recipe, prepared.schema, prepared.domains).paradigm.train()
+    rows = Rows.encode(prepared.split("train"), prepared.schema, prepared.domains)[:512]
+    both = rows.joined(rows[:64].under(len(prepared.domains)))
+    (paradigm(both) * torch.randn(len(both))).sum().backward()
+    (joint,) = (stage for stage in paradigm.stages() if stage.rows == "all domains")
+    dead = [
+        name
+        for name, parameter in paradigm.named_parameters()
+        if name in joint.trains and (parameter.grad is None or not parameter.grad.any())
+    ]
+    # The bias in front of a BatchNorm is subtracted again.
+    assert not [name for name in dead if not name.endswith("bias")]
+
+
+def test_checkpoint_bundle_pack_engine_give_trainings_numbers(trained: Trained, tmp_path: Path) -> None:
+    metrics = checkpoint.load(trained.folder, trained.data)[3]
+    bundle = build_bundle(trained.recipe, trained.prepared, trained.model, metrics, tmp_path)
+    engine = plugins.load("service.engines", "ort").open(Bundle.open(bundle.path), threads=1)
+    for name, data in bundle.packs():
+        pack = DomainPack.from_bytes(data)
+        pack.check(bundle.manifest)
+        domain = None if name == GENERAL else name
+        handle = engine.load(pack)
+        for _, arrays in cases(bundle.schema, seed=1):
+            with torch.inference_mode():
+                servable = trained.model.paradigm.servable().eval()
+                expected = torch.func.functional_call(servable, trained.model.pack(domain), arrays)
+            found = engine.score(named(arrays, bundle.manifest.inputs), handle)
+            off = (torch.from_numpy(np.array(found)).sigmoid() - expected.sigmoid()).abs().max()
+            assert off <= 1e-5, (name, off)
+    engine.close()
