@@ -54,7 +54,9 @@ def write(model: ScopedModel, inputs: Sequence[GraphInput], path: Path) -> None:
         location=WEIGHTS,
         size_threshold=_EXTERNAL_FROM,
     )
-    (path.parent / WEIGHTS).chmod(0o644)  # onnx makes it readable by its owner alone
+    weights = path.parent / WEIGHTS
+    if weights.exists():  # not for a model so small that all of it stays in the graph
+        weights.chmod(0o644)  # onnx makes it readable by its owner alone
     onnx.checker.check_model(str(path), full_check=True)
 
 

@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 from __future__ import annotations
 
 import json
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,8 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Train, export, publish, serve, send every test row over HTTP, and swap a pack under traffic."""
-    report = whole.demo(data, out / f"demo-{data}")
+    recipe = Path(str(resources("training"))) / "recipes" / f"plate_{data}.yaml"
+    report = whole.demo(recipe, out / f"demo-{data}")
     if as_json:
         cli.result(json.dumps(report))
     else:

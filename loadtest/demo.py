@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +68,11 @@ class Answers:
     """One a request."""
 
 
-def demo(data: str, folder: Path) -> dict[str, Any]:
+def demo(recipe_path: Path, folder: Path) -> dict[str, Any]:
     """Run it all and return the report, which is also written to `folder/report.json`.
 
     Args:
-        data: a data set for which there is a recipe `plate_<data>`.
+        recipe_path: what to train.
         folder: for everything that is made, prepared data apart, which lies beside it.
 
     Raises:
@@ -81,7 +80,6 @@ def demo(data: str, folder: Path) -> dict[str, Any]:
     """
     began = time.perf_counter()
     console = Console(stderr=True)
-    recipe_path = Path(str(resources("training"))) / "recipes" / f"plate_{data}.yaml"
     recipe = Recipe.load(recipe_path)
     run = folder / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}"
     prepared_root, bundles = folder.parent / "data", folder / "bundles"
@@ -105,7 +103,7 @@ def demo(data: str, folder: Path) -> dict[str, Any]:
 
     p50, p99 = np.percentile(np.asarray(seconds) * 1e3, [50, 99])
     report = {
-        "data": data,
+        "data": prepared.about.source,
         "bundle": bundle.manifest.bundle,
         "protocol": prepared.about.protocol,
         "domains": domains,
@@ -164,9 +162,7 @@ def _answers(client: httpx2.Client, wanted: list[Request], rows: int) -> Answers
     answers = Answers(np.full(rows, np.nan))
     for request in wanted:
         began = time.perf_counter()
-        response = client.post(
-            request.path, content=request.body, headers=JSON
-        )
+        response = client.post(request.path, content=request.body, headers=JSON)
         answers.seconds.append(time.perf_counter() - began)
         if response.status_code != httpx2.codes.OK:
             raise DemoError(f"{request.path} answered {response.status_code}: {response.text}")
@@ -194,9 +190,7 @@ class Probe(threading.Thread):
         with httpx2.Client(base_url=self.url) as client:
             while not self.stopped.is_set():
                 self.sent += 1
-                response = client.post(
-                    self.request.path, content=self.request.body, headers=JSON
-                )
+                response = client.post(self.request.path, content=self.request.body, headers=JSON)
                 if response.status_code != httpx2.codes.OK:
                     self.failed += 1
                     continue

