@@ -14,6 +14,7 @@ from tests.conftest import TINY, Trained, train
 from training import checkpoint
 from training.metrics import auc
 from training.model import logits
+from training.paradigms.plate import Plate
 
 KILLED = """
 import os, signal, sys
@@ -73,7 +74,9 @@ def test_the_user_prompt_is_alive(tiny: Trained, tmp_path: Path) -> None:
     for user_prompt in ("fusion", "generative"):
         paradigm = {**TINY["paradigm"], "user_prompt": user_prompt}
         model = train(tmp_path / user_prompt, tiny.data, paradigm=paradigm).model
+        assert isinstance(model.paradigm, Plate)
         ranker = model.paradigm.general
+        assert ranker.user_prompt is not None
         rows = tiny.rows("train")
         with torch.inference_mode():
             request, _ = ranker.embedding(*rows.arrays)

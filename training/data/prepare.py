@@ -221,8 +221,8 @@ def _cell(part: Part) -> str:
 
 
 def _one_line(error: ValidationError) -> str:
-    places = (".".join(map(str, found["loc"])) or "options" for found in error.errors())
-    return "; ".join(f"{at}: {found['msg']}" for at, found in zip(places, error.errors(), strict=True))
+    places = ((".".join(map(str, found["loc"])) or "options", found["msg"]) for found in error.errors())
+    return "; ".join(f"{place}: {message}" for place, message in places)
 
 
 def _column(series: pl.Series) -> Column:
@@ -302,6 +302,8 @@ def _cleaned(
         frame = frame.filter(condition)
         if frame.height < before:
             dropped[reason] = before - frame.height
+    if frame.is_empty():
+        raise RunError(f"{place} have no usable rows")
     if not frame["label"].is_in([0, 1]).all():
         raise RunError(f"{place} have labels other than 0 and 1")
     frame = _renamed(frame, place)

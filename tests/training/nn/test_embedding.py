@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from service.contract.schema import Field, FeatureSchema
+from service.contract.schema import FeatureSchema, Field
 from training.nn.embedding import Embedding, FirstOrder
 
 # Rows: user.id 0-2, user.age 3, item.id 4-6, item.tags 7-9, item.price 10.
@@ -47,6 +47,7 @@ def test_first_order_sums_weights_and_starts_at_zero() -> None:
 def test_rows_not_looked_up_get_no_gradient() -> None:
     embedding = Embedding(SCHEMA, 2)
     sum(part.sum() for part in embedding(*ARRAYS)).backward()
+    assert embedding.table.grad is not None
     touched = embedding.table.grad.abs().sum(1) > 0
     # Row 0 is what padding is clamped to; it must not learn from padding.
     assert touched.nonzero()[:, 0].tolist() == [2, 3, 4, 5, 8, 9, 10]

@@ -23,7 +23,7 @@ def test_fusion_is_the_weighted_sum_of_meta_prompts() -> None:
     with torch.no_grad():
         for parameter in prompt.layers.parameters():
             parameter.zero_()
-        prompt.layers[-1].bias.copy_(torch.tensor([0.0, 1.0]))  # type: ignore[union-attr]
+        list(prompt.layers.parameters())[-1].copy_(torch.tensor([0.0, 1.0]))
         prompt.meta.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
     # Eq. 6 by hand: weights e^0 and e^(1 / 0.5), normalised: 0.119203, 0.880797.
     assert prompt(torch.ones(1, 2))[0].tolist() == pytest.approx([0.119203, 0.880797, 0.0], abs=1e-6)

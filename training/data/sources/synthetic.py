@@ -6,9 +6,9 @@ A click has probability sigmoid(logit), with
     taste_d = sqrt(1 - w) shared(user, item) + sqrt(w) own_d(user, item)
 
 where c is the context's share of the variance, w is `domain_share`, and `shared` and `own_d` each are main
-effects plus an inner product of latent vectors. A latent vector is a sum over the profile's, or the
-attributes', values; `id_share` of its variance belongs to the single user or item. All of it has mean 0
-and variance 1 over users and items, so `strength` is the logit's deviation within a domain.
+effects plus an inner product of latent vectors. Both are sums over the profile's, or the attributes',
+values; `id_share` of a main effect's variance belongs to the single user or item. All of it has mean 0 and
+variance 1 over users and items, so `strength` is the logit's deviation within a domain.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Options(BaseModel):
         default={"feed": 70_000, "shop": 30_000, "ads": 15_000, "new": 5_000}, min_length=1
     )
     """Rows of each domain."""
-    users: Count = 1_000
-    items: Count = 600
+    users: Annotated[int, Constraint(ge=10)] = 1_000
+    items: Annotated[int, Constraint(ge=10)] = 600
     days: Count = 28
     """Over how many days the rows are spread."""
     domain_share: Part = 0.3
@@ -75,7 +75,7 @@ class Options(BaseModel):
     """Share of a main effect's variance that no profile or attribute explains."""
     late_share: Part = 0.1
     """Share of the users, and of the items, seen only late, so that some are new in the test rows."""
-    strength: Annotated[float, Constraint(ge=0, le=10)] = 1.35
+    strength: Annotated[float, Constraint(ge=0, le=10)] = 1.3
     """Deviation of the logit within a domain: the larger, the better clicks can be told."""
     seed: Annotated[int, Constraint(ge=0)] = 0
 
@@ -166,13 +166,16 @@ class Synthetic:
 
         Returns:
             Vectors of the users (users, R) and of the items (items, R); the inner product of a user's and
-            an item's is the taste, of deviation 1.
+            an item's is the taste, of mean 0 and deviation 1 over all pairs.
         """
         share = self._options.domain_share
         shared_users, shared_items = self._vectors("shared")
         own_users, own_items = self._vectors(f"domain {domain}")
         users = np.hstack([math.sqrt(1 - share) * shared_users, math.sqrt(share) * own_users])
-        return users, np.hstack([shared_items, own_items])
+        items = np.hstack([shared_items, own_items])
+        # Over all pairs the mean square of <u, v> is <U'U/n, V'V/m>; the mean is 0, as every vector's is.
+        square = ((users.T @ users) * (items.T @ items)).sum() / (len(users) * len(items))
+        return users / math.sqrt(square), items
 
     def _random(self, what: str) -> np.random.Generator:
         """A stream of its own for each purpose: one more domain leaves users and items as they are."""
@@ -236,8 +239,9 @@ class Synthetic:
         return np.hstack(left), np.hstack([np.ones((len(items), 1)), items[:, :1], items[:, 1:]])
 
     def _latent(self, random: np.random.Generator, parts: tuple[Floats, ...], width: int) -> Floats:
-        """(n, width) of mean 0, variance 1: linear in `parts` (n, ...) of equal weight; the first has a rest."""
+        """(n, width) of mean 0, variance 1: linear in `parts` (n, ...) of equal weight, but for a rest."""
         known = sum(_scaled(_scaled(part) @ random.normal(size=(part.shape[1], width))) for part in parts)
+        # Only the main effect has a rest: one that depended on the other side could not be learned.
         vectors, own = _scaled(np.asarray(known)), _scaled(random.normal(size=(len(parts[0]), 1)))
         share = self._options.id_share
         vectors[:, :1] = math.sqrt(1 - share) * vectors[:, :1] + math.sqrt(share) * own
