@@ -76,9 +76,10 @@ class DomainPack:
             "golden.logit": self.golden.logit,
             "calibration": self.calibration,
         }
-        # safetensors writes the buffer as it lies, whatever the strides say.
+        # safetensors writes the buffer as it lies, whatever the strides say. (`ascontiguousarray` would turn
+        # a scalar into a vector.)
         return save(
-            {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, {"mdctr": header}
+            {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, {"mdctr": header}
         )
 
     @classmethod

@@ -1,0 +1,89 @@
+"""For operators: is it alive, is it ready, what does it measure, what is it."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.api.schemas import FieldInfo, Health, Info, Readiness
+from service.runtime import Runtime
+
+router = APIRouter(tags=["operations"])
+
+_TEXT: dict[str, Any] = {
+    "description": "Prometheus text",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
+
+
+@router.get("/healthz", responses={503: {"model": Health, "description": "It should be restarted"}})
+async def healthz(request: Request, response: Response) -> Health:
+    """Whether the process works.
+
+    One that cannot reach its store does; one that has stopped trying does not.
+    """
+    runtime: Runtime = request.app.state.runtime
+    if runtime.alive:
+        return Health(status="alive")
+    response.status_code = 503
+    return Health(status="no longer follows its store")
+
+
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Send requests elsewhere"}})
+async def readyz(request: Request, response: Response) -> Readiness:
+    """Whether a pack answers for every declared domain, and the service was not told to stop.
+
+    A store that is lost later changes nothing: the packs that are loaded serve on.
+    """
+    runtime: Runtime = request.app.state.runtime
+    missing, draining = set(runtime.router.missing()), request.app.state.draining
+    ready = not missing and not draining
+    response.status_code = 200 if ready else 503
+    domains = {domain: domain not in missing for domain in runtime.bundle.manifest.domains}
+    return Readiness(ready=ready, draining=draining, domains=domains)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: _TEXT},
+)
+async def metrics(request: Request) -> Response:
+    """What is measured, for Prometheus."""
+    runtime: Runtime = request.app.state.runtime
+    return Response(generate_latest(runtime.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/info")
+async def info(request: Request) -> Info:
+    """What serves, and which fields a request may give."""
+    runtime: Runtime = request.app.state.runtime
+    settings, bundle = runtime.settings, runtime.bundle
+    return Info(
+        version=_software(),
+        bundle=bundle.manifest.bundle,
+        engine=settings.engine,
+        unknown_domain=settings.unknown_domain,
+        max_candidates=settings.max_candidates,
+        items=len(bundle.items),
+        item_id=bundle.items.dtype,
+        fields=[
+            FieldInfo(
+                key=field.key,
+                kind=field.kind,
+                type="number" if field.kind == "number" else field.dtype,
+                multiple=field.multiple is not None,
+            )
+            for field in bundle.schema.fields
+        ],
+    )
+
+
+def _software() -> str:
+    try:
+        return version("mdctr")
+    except PackageNotFoundError:
+        return "not installed"  # run from a source tree

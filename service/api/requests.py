@@ -1,0 +1,75 @@
+"""`EveryRequest`: what happens around each request: its id, its log line, its metrics."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from time import perf_counter
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_QUIET = {"/healthz", "/readyz", "/metrics"}
+"""Asked every few seconds by machines: no log line."""
+
+log = structlog.get_logger()
+
+
+class EveryRequest:
+    """Middleware. Sets `request.state`: `request_id`, `started`, and `record`, which a route adds to.
+
+    What stands in `record` is logged with the answer; a `domain` there makes it a rank request, which is
+    counted.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        request_id = _request_id(scope)
+        record: dict[str, Any] = {}
+        scope.setdefault("state", {}).update(request_id=request_id, started=started, record=record)
+        state = scope["app"].state
+        status = 500
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if state.draining:
+                    # Or a client that keeps its connection would find it cut.
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            seconds = perf_counter() - started
+            if "domain" in record:
+                state.runtime.count(record["domain"], status, seconds)
+            if scope["path"] not in _QUIET:
+                log.info(
+                    "answered",
+                    request_id=request_id,
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    ms=round(seconds * 1e3, 3),
+                    **record,
+                )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _WELL_FORMED.fullmatch(value):
+            return str(value.decode())
+    return uuid.uuid4().hex

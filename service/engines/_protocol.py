@@ -1,0 +1,53 @@
+"""`Engine`: scores candidates under a domain's pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from service.contract.pack import DomainPack
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Handle(Protocol):
+    """A pack's tensors, resident where the engine computes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        ...
+
+
+class Engine(Protocol):
+    """Scores candidates under one domain's pack. Thread-safe.
+
+    An option is a module with `open(bundle: Bundle, threads: int) -> Engine`.
+    """
+
+    def load(self, pack: DomainPack) -> Handle:
+        """Make a pack's tensors resident, once a version."""
+        ...
+
+    def score(self, inputs: Arrays, under: Handle) -> npt.NDArray[np.float32]:
+        """Logits (B,) float32, before calibration, of one request.
+
+        Args:
+            inputs: the graph's request inputs (1, ...) and item inputs (B, ...), by name.
+            under: what `load` gave.
+
+        Raises:
+            ValueError: the handle was released.
+        """
+        ...
+
+    def release(self, handle: Handle) -> None:
+        """Free a pack's tensors; the handle is refused from then on."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...

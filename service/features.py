@@ -1,0 +1,170 @@
+"""`RequestEncoder`: from a request's fields, and the item table, to the graph's inputs."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import compress
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from service.contract.bundle import Bundle
+from service.contract.errors import BundleError, InvalidRequest, Place
+from service.contract.schema import FieldError, Inputs, Scope
+from service.engines._protocol import Arrays
+
+_TYPES: Mapping[str, type] = {"int": int, "str": str}
+_is_given = partial(operator.is_not, None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A request as the graph reads it."""
+
+    inputs: Arrays
+    unknown: Mapping[str, int]
+    """By field, how many values the model has never seen; under `item.id`, ids without a row."""
+
+
+class RequestEncoder:
+    """Encodes requests for one bundle.
+
+    An item's field is taken from the body, else from the item table, else it is unknown. A user's or the
+    context's is taken from the body, else it is unknown. Unknown values are counted; unknown fields, and
+    values of a wrong type, are refused.
+    """
+
+    def __init__(self, bundle: Bundle, max_candidates: int) -> None:
+        self._schema, self._items = bundle.schema, bundle.items
+        self._max_candidates = max_candidates
+        self._fed = [spec.name for spec in bundle.manifest.inputs if spec.source == "schema"]
+        known = {f"{scope}.{part}" for scope in ("request", "item") for part in ("ids", "numbers")}
+        if strange := sorted(set(self._fed) - known):
+            raise BundleError(f"the graph has inputs that no request gives: {', '.join(strange)}")
+        id_slot = self._schema.slots.get("item.id")
+        if id_slot is not None and id_slot.field.dtype != self._items.dtype:
+            raise BundleError(f"item.id is {id_slot.field.dtype}, but the item table has {self._items.dtype}")
+        # Vocabularies and the table's index are built when first used, and that is not to be in a request.
+        scopes: tuple[Scope, ...] = ("request", "item")
+        for scope in scopes:
+            self._schema.encode(scope, {slot.field.key: [None] for slot in self._schema.scope(scope)}, 1)
+        self._items.rows(self._items.keys[:1])
+
+    def encode(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any],
+        ids: Sequence[Any],
+        items: Mapping[str, Sequence[Any]],
+    ) -> Encoded:
+        """Encode one request of B candidates.
+
+        Args:
+            user: values by field, and `id` whether or not that is a field.
+            context: values by field.
+            ids: B item ids.
+            items: columns of B values by field.
+
+        Raises:
+            InvalidRequest: the body breaks the schema, at the places listed.
+        """
+        self._check_ids(ids)
+        places: list[Place] = []
+        unknown: Counter[str] = Counter()
+        request = self._schema.blanks["request"].take(np.zeros(1, np.int64))
+        self._write_row(request, "user", user, places, unknown)
+        self._write_row(request, "context", context, places, unknown)
+        rows = self._items.rows(ids)
+        item = self._items.inputs.take(rows)
+        self._write_strangers(item, ids, rows == 0, unknown)
+        self._write_columns(item, items, places, unknown)
+        if places:
+            raise InvalidRequest(places)
+        arrays = {
+            "request.ids": request.ids,
+            "request.numbers": request.numbers,
+            "item.ids": item.ids,
+            "item.numbers": item.numbers,
+        }
+        return Encoded({name: arrays[name] for name in self._fed}, unknown)
+
+    def _check_ids(self, ids: Sequence[Any]) -> None:
+        if len(ids) > self._max_candidates:
+            raise InvalidRequest([Place("/ids", f"{len(ids)} candidates; at most {self._max_candidates}")])
+        want = _TYPES[self._items.dtype]
+        if set(map(type, ids)) <= {want}:
+            return
+        raise InvalidRequest(
+            Place(f"/ids/{at}", f"expected {self._items.dtype}, got {type(value).__name__}")
+            for at, value in enumerate(ids)
+            if type(value) is not want
+        )
+
+    def _write_row(
+        self,
+        request: Inputs,
+        owner: Literal["user", "context"],
+        values: Mapping[str, Any],
+        places: list[Place],
+        unknown: Counter[str],
+    ) -> None:
+        for name, value in values.items():
+            key = f"{owner}.{name}"
+            if key in self._schema.slots:
+                if value is not None:
+                    try:
+                        unknown[key] += self._schema.write(request, key, [value])
+                    except FieldError as error:
+                        places.append(Place(_pointer(owner, name), error.detail))
+            elif key != "user.id":
+                places.append(Place(_pointer(owner, name), "no such field"))
+            elif type(value) not in {int, str, type(None)}:
+                places.append(Place("/user/id", f"expected int or str, got {type(value).__name__}"))
+
+    def _write_strangers(
+        self, item: Inputs, ids: Sequence[Any], absent: npt.NDArray[np.bool_], unknown: Counter[str]
+    ) -> None:
+        """Ids without a row: nothing is known but the id itself, which may still have an embedding."""
+        at = np.flatnonzero(absent)
+        if not len(at):
+            return
+        unknown["item.id"] += len(at)
+        if "item.id" in self._schema.slots:
+            self._schema.write(item, "item.id", list(compress(ids, absent.tolist())), at)
+
+    def _write_columns(
+        self,
+        item: Inputs,
+        columns: Mapping[str, Sequence[Any]],
+        places: list[Place],
+        unknown: Counter[str],
+    ) -> None:
+        for name, column in columns.items():
+            key = f"item.{name}"
+            if key == "item.id":
+                places.append(Place("/items/id", "the candidates' ids are given once, in `ids`"))
+            elif key not in self._schema.slots:
+                places.append(Place(_pointer("items", name), "no such field"))
+            elif len(column) != len(item):
+                places.append(
+                    Place(_pointer("items", name), f"{len(column)} values for {len(item)} candidates")
+                )
+            else:
+                # Null leaves what the item table says.
+                given = np.fromiter(map(_is_given, column), bool, len(column))
+                at = np.flatnonzero(given)
+                values = column if len(at) == len(column) else list(compress(column, given.tolist()))
+                try:
+                    unknown[key] += self._schema.write(item, key, values, at)
+                except FieldError as error:
+                    places.append(Place(_pointer("items", name, int(at[error.at])), error.detail))
+
+
+def _pointer(*steps: str | int) -> str:
+    """An RFC 6901 JSON pointer."""
+    return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in steps)

@@ -1,0 +1,45 @@
+"""`Server`: uvicorn, which on SIGTERM first says that it is not ready, and only later stops listening."""
+
+from __future__ import annotations
+
+import signal
+from time import monotonic
+from types import FrameType
+
+import uvicorn
+
+from service.app import create_app
+from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Serves one application."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = create_app(settings)
+        self._drain_seconds = settings.drain_seconds
+        self._stop_at: float | None = None
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,  # what `configure_logs` set up
+                access_log=False,  # it would be a second line for every answer
+                server_header=False,
+            )
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On the first SIGTERM, drain; on any other signal, stop now."""
+        if sig == signal.SIGTERM and not self._app.state.draining:
+            self._app.state.draining = True
+            self._stop_at = monotonic() + self._drain_seconds
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; whether to stop."""
+        if self._stop_at is not None and monotonic() >= self._stop_at:
+            self.should_exit = True
+        return await super().on_tick(counter)

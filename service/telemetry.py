@@ -1,0 +1,94 @@
+"""Metric definitions, and how logs are written.
+
+A label is from a closed set: a domain that no pack has ever served is `other`. No log line and no metric
+carries the value of a feature.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from structlog.typing import Processor
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+_CANDIDATES = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+class Metrics:
+    """Every metric of one service, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "mdctr_requests", "Rank requests answered.", ["domain", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "mdctr_request_seconds",
+            "From the request's arrival to its answer's first byte.",
+            ["domain"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        stages = Histogram(
+            "mdctr_stage_seconds", "Part of a request.", ["stage"], buckets=_SECONDS, registry=self.registry
+        )
+        self.features_seconds = stages.labels("features")
+        self.engine_seconds = stages.labels("engine")
+        self.candidates = Histogram(
+            "mdctr_candidates", "Candidates of a request.", buckets=_CANDIDATES, registry=self.registry
+        )
+        self.unknown_values = Counter(
+            "mdctr_unknown_values", "Values that the model has never seen.", ["field"], registry=self.registry
+        )
+        self.packs_loaded = Counter(
+            "mdctr_packs_loaded", "Packs that became visible.", ["domain"], registry=self.registry
+        )
+        self.packs_refused = Counter(
+            "mdctr_packs_refused", "Packs that failed a check.", ["domain"], registry=self.registry
+        )
+        self.pack_since = Gauge(
+            "mdctr_pack_since_timestamp_seconds",
+            "When the serving pack became visible.",
+            ["domain"],
+            registry=self.registry,
+        )
+        self.store_contact = Gauge(
+            "mdctr_store_contact_timestamp_seconds",
+            "When the pack store last told what is live.",
+            registry=self.registry,
+        )
+        self.ready = Gauge("mdctr_ready", "1 if /readyz says yes.", registry=self.registry)
+
+
+def configure_logs(style: Literal["auto", "json", "console"]) -> None:
+    """Write logs to stderr: structlog's own, and those of libraries through the same renderer."""
+    if style == "auto":
+        style = "console" if sys.stderr.isatty() else "json"
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso"),
+    ]
+    renderer: list[Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if style == "console"
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)

@@ -1,0 +1,127 @@
+"""What every engine promises, checked for every file in `service.engines`.
+
+Expected logits are numpy's, from the same weights (`tests.service.bundles.logits`).
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from service.contract import plugins
+from service.contract.bundle import Bundle
+from service.contract.errors import BundleError
+from tests.service import bundles
+
+OPTIONS = plugins.names("service.engines")
+SCORING = [name for name in OPTIONS if name != "null"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return bundles.make_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+@pytest.fixture
+def engine(request, bundle):
+    engine = plugins.load("service.engines", request.param).open(bundle, 1)
+    yield engine
+    engine.close()
+
+
+every = pytest.mark.parametrize("engine", OPTIONS, indirect=True)
+scoring = pytest.mark.parametrize("engine", SCORING, indirect=True)
+
+
+@scoring
+@pytest.mark.parametrize("candidates", [1, 7, 1000])
+def test_parity_with_numpy(engine, candidates):
+    pack, inputs = bundles.make_pack("books"), bundles.random_inputs(candidates, seed=candidates)
+    logit = engine.score(inputs, engine.load(pack))
+    assert logit.dtype == np.float32
+    np.testing.assert_allclose(logit, bundles.logits(pack.tensors, inputs), atol=1e-5)
+
+
+@scoring
+def test_two_packs_do_not_mix(engine):
+    packs = [bundles.make_pack("books"), bundles.make_pack("films")]
+    handles = [engine.load(pack) for pack in packs]
+    for turn in range(6):
+        inputs = bundles.random_inputs(5, seed=turn)
+        expected = bundles.logits(packs[turn % 2].tensors, inputs)
+        np.testing.assert_allclose(engine.score(inputs, handles[turn % 2]), expected, atol=1e-5)
+
+
+@scoring
+def test_a_row_does_not_depend_on_its_neighbours(engine):
+    handle, inputs = engine.load(bundles.make_pack("books")), bundles.random_inputs(9, seed=1)
+    together = engine.score(inputs, handle)
+    for at in range(9):
+        alone = {k: v[at : at + 1] if k.startswith("item.") else v for k, v in inputs.items()}
+        np.testing.assert_allclose(engine.score(alone, handle), together[at : at + 1], atol=1e-6)
+
+
+@scoring
+def test_what_was_loaded_does_not_change_with_the_arrays_it_came_from(engine):
+    pack, inputs = bundles.make_pack("books"), bundles.random_inputs(3, seed=2)
+    handle = engine.load(pack)
+    before = engine.score(inputs, handle)
+    pack.tensors["bias"][:] = 100
+    np.testing.assert_array_equal(engine.score(inputs, handle), before)
+
+
+@scoring
+def test_loading_twice_is_one_copy_which_the_last_release_frees(engine):
+    first, again = engine.load(bundles.make_pack("books")), engine.load(bundles.make_pack("books"))
+    assert first.nbytes == again.nbytes == sum(4 * int(np.prod(shape)) for shape in bundles.OWNED.values())
+    assert first.tensors["pack.rows"] is again.tensors["pack.rows"]
+    inputs = bundles.random_inputs(2, seed=0)
+    expected = engine.score(inputs, first)
+    engine.release(first)
+    np.testing.assert_array_equal(engine.score(inputs, again), expected)
+    engine.release(again)
+    with pytest.raises(ValueError, match="released"):
+        engine.score(inputs, again)
+
+
+@every
+def test_a_released_handle_is_refused(engine):
+    handle, inputs = engine.load(bundles.make_pack("books")), bundles.random_inputs(2, seed=0)
+    assert engine.score(inputs, handle).shape == (2,)
+    engine.release(handle)
+    for use in (lambda: engine.score(inputs, handle), lambda: engine.release(handle)):
+        with pytest.raises(ValueError, match="released"):
+            use()
+
+
+@scoring
+def test_handles_are_refused_after_close(engine):
+    handle = engine.load(bundles.make_pack("books"))
+    engine.close()
+    with pytest.raises(ValueError, match="released"):
+        engine.score(bundles.random_inputs(1, seed=0), handle)
+
+
+@scoring
+def test_threads_agree_with_one_another(engine):
+    packs = [bundles.make_pack("books"), bundles.make_pack("films")]
+    handles = [engine.load(pack) for pack in packs]
+    cases = [(turn % 2, bundles.random_inputs(1 + turn % 13, seed=turn)) for turn in range(200)]
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda case: engine.score(case[1], handles[case[0]]), cases))
+    for (which, inputs), logit in zip(cases, answers, strict=True):
+        np.testing.assert_allclose(logit, bundles.logits(packs[which].tensors, inputs), atol=1e-5)
+
+
+@scoring
+def test_a_graph_that_cannot_be_read_is_refused(engine, bundle, tmp_path):
+    (tmp_path / "graph.onnx").write_bytes(b"no graph")
+    broken = Bundle(tmp_path, bundle.manifest, bundle.schema, bundle.items)
+    with pytest.raises(BundleError, match="cannot be opened"):
+        plugins.load("service.engines", type(engine).__module__).open(broken, 1)
+
+
+def test_null_answers_0_for_every_candidate(bundle):
+    engine = plugins.load("service.engines", "null").open(bundle, 1)
+    logit = engine.score(bundles.random_inputs(5, seed=0), engine.load(bundles.make_pack("books")))
+    assert logit.tolist() == [0.0] * 5

@@ -1,0 +1,95 @@
+"""The API's document: a snapshot guards it, and requests made from it never break the service."""
+
+import copy
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from loadtest.server import service as served
+from service.app import create_app
+from service.settings import Settings
+from tests.service.conftest import Publisher
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+RANK = "/v1/domains/{domain}/rank"
+GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
+
+
+@pytest.fixture(scope="module")
+def document():
+    return create_app(Settings()).openapi()
+
+
+def test_the_document_is_the_snapshot(document):
+    """To change the API on purpose: `python -m service openapi > tests/golden/openapi.json`."""
+    assert document == json.loads(GOLDEN.read_text())
+
+
+def test_every_route_is_described_and_every_model_of_the_wire_is_there(document):
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert operation["description"], path
+    models = document["components"]["schemas"]
+    for name in ("RankRequest", "RankAnswer", "Problem"):
+        assert models[name]["examples"]
+    asked = document["paths"][RANK]["post"]
+    assert asked["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankRequest")
+    assert set(asked["responses"]) >= {"200", "400", "404", "413", "415", "422", "503"}
+
+
+def test_documented_examples_are_answered(start, document):
+    service = start()
+    models = document["components"]["schemas"]
+    assert service.client.get("/docs").status_code == 200
+    for example in models["RankRequest"]["examples"]:
+        answer = service.client.post("/v1/domains/books/rank", json=example)
+        # Its fields are another bundle's where they are refused; its shape never is.
+        assert answer.status_code == 200, answer.text
+        assert set(answer.json()) == set(models["RankAnswer"]["properties"])
+
+
+@pytest.fixture(scope="module")
+def address(bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    publish = Publisher(f"directory:{folder / 'store'}")
+    publish.raw(dict(bundle.packs()))
+    with served(bundle.path, publish.url, folder / "log", {"MDCTR_DRAIN_SECONDS": "0"}) as url:
+        yield url
+
+
+def test_requests_made_from_the_document_never_break_the_service(address, document):
+    narrowed = copy.deepcopy(document)
+    # Any text is legal here, and hardly any would be a domain.
+    narrowed["paths"][RANK]["post"]["parameters"][0]["schema"]["enum"] = ["books", "cooking"]
+    schema = schemathesis.openapi.from_dict(narrowed)
+    schema.config.update(base_url=address)
+    asked: Counter[tuple[str, int]] = Counter()
+
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+        operation = found.ok()
+
+        @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=st.one_of([operation.as_strategy(mode) for mode in GenerationMode]))
+        def ask(case):
+            response = case.call()
+            case.validate_response(response, checks=CHECKS)
+            asked[case.path, response.status_code // 100] += 1
+
+        ask()
+    # Both kinds of requests came through: those that are answered, and those that are refused.
+    assert {status for path, status in asked if path == RANK} == {2, 4}
+    assert {path for path, _ in asked} == set(document["paths"])
