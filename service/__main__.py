@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from service import runtime
 from service.app import create_app
+from service.contract import cli
 from service.contract.bundle import Bundle
-from service.contract.errors import MdctrError
+from service.contract.errors import SettingsError
 from service.contract.pack import version
 from service.features import RequestEncoder
 from service.resident import admit
@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.stores._open import open_store
 from service.telemetry import configure_logs
 
-cli = typer.Typer(
+app = typer.Typer(
     help="Serve a bundle. Settings are MDCTR_* environment variables.",
     no_args_is_help=True,
     add_completion=False,
@@ -28,7 +28,7 @@ cli = typer.Typer(
 )
 
 
-@cli.command()
+@app.command()
 def run() -> None:
     """Serve until told to stop."""
     settings = _settings()
@@ -39,49 +39,41 @@ def run() -> None:
         raise typer.Exit(2) from None
 
 
-@cli.command()
+@app.command()
 def check() -> None:
     """Load the bundle as a service would, and score the golden rows of all its packs."""
     settings = _settings()
-    try:
-        bundle = Bundle.open(settings.bundle)
-        open_store(settings.store, bundle.manifest.bundle)
-        engine = runtime.open_engine(settings, bundle)
-        RequestEncoder(bundle, settings.max_candidates)
-        checked = [
-            admit(
-                data,
-                domain,
-                version(data),
-                manifest=bundle.manifest,
-                engine=engine,
-                tolerance=settings.golden_tolerance,
-            )
-            for domain, data in bundle.packs()
-        ]
-    except MdctrError as error:
-        _fail(error)
-    typer.echo(f"{bundle.manifest.bundle}: {len(checked)} packs score as they should")
+    bundle = Bundle.open(settings.bundle)
+    open_store(settings.store, bundle.manifest.bundle)
+    engine = runtime.open_engine(settings, bundle)
+    RequestEncoder(bundle, settings.max_candidates)
+    checked = [
+        admit(
+            data,
+            domain,
+            version(data),
+            manifest=bundle.manifest,
+            engine=engine,
+            tolerance=settings.golden_tolerance,
+        )
+        for domain, data in bundle.packs()
+    ]
+    cli.result(f"{bundle.manifest.bundle}: {len(checked)} packs score as they should")
 
 
-@cli.command()
+@app.command()
 def openapi() -> None:
     """Print the OpenAPI document; no bundle is needed."""
-    typer.echo(json.dumps(create_app(_settings()).openapi(), indent=2))
+    cli.result(json.dumps(create_app(_settings()).openapi(), indent=2))
 
 
 def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()))
-
-
-def _fail(reason: object) -> NoReturn:
-    """End with one line on stderr and exit code 2."""
-    typer.echo(f"mdctr: {reason}", err=True)
-    raise typer.Exit(2)
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise SettingsError("; ".join(faults)) from None
 
 
 if __name__ == "__main__":
-    cli()
+    cli.run(app)

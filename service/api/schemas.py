@@ -40,6 +40,9 @@ class RankRequest(BaseModel):
     """Item ids of the candidates, all integers or all strings as in the bundle's item table."""
     items: Annotated[dict[FieldName, list[Value]], Field(max_length=1000)] = {}
     """Item fields by name, one value a candidate. What is left out, or null, comes from the item table."""
+    unit: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """What an experiment assigns an arm to; by default `user.id`, else the request. Nothing is assigned while
+    no experiment runs."""
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Answer only the best so many, best first. Without it all are answered, in the order given."""
 

@@ -12,6 +12,7 @@
     * UnknownDomain
     * NotReady          nothing is loaded yet that could answer
   * RunError            a training run cannot start or go on
+  * SettingsError       an `MDCTR_*` variable is unknown or wrong
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class UnknownVersion(StoreError):
 
 class RunError(MdctrError):
     """A training run cannot start or go on."""
+
+
+class SettingsError(MdctrError):
+    """A setting is unknown, or has a value that it cannot have."""
 
 
 class RequestError(MdctrError):

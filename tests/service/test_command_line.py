@@ -9,26 +9,34 @@ import time
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
 
 from loadtest.server import free_port
-from service.__main__ import cli
+from service.__main__ import app
+from service.contract import cli
 from tests.service import bundles
 from tests.service.waiting import eventually
 
 
-def call(*arguments, **environment):
-    return CliRunner().invoke(
-        cli, arguments, env={f"MDCTR_{name.upper()}": str(v) for name, v in environment.items()}
-    )
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Runs a command in this process; gives exit code, stdout and stderr."""
+
+    def run(*arguments, **environment):
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(f"MDCTR_{name.upper()}", str(value))
+            with pytest.raises(SystemExit) as ended:
+                cli.run(lambda: app(arguments))
+        return (ended.value.code, *capsys.readouterr())
+
+    return run
 
 
-def test_check_scores_every_pack_of_the_bundle(bundle):
-    done = call("check", bundle=bundle.path)
-    assert (done.exit_code, done.stdout) == (0, "tiny-00000000: 3 packs score as they should\n")
+def test_check_scores_every_pack_of_the_bundle(bundle, call):
+    assert call("check", bundle=bundle.path) == (0, "tiny-00000000: 3 packs score as they should\n", "")
 
 
-def test_check_fails_with_one_line(tmp_path, bundle):
+def test_check_fails_with_one_line(tmp_path, bundle, call):
     for environment, reason in (
         ({"bundle": tmp_path}, "is not a bundle"),
         ({"bundle": bundle.path, "engine": "abacus"}, "service.engines has no 'abacus'"),
@@ -37,16 +45,15 @@ def test_check_fails_with_one_line(tmp_path, bundle):
         ({"bundle": bundle.path, "surprise": 1}, "MDCTR_SURPRISE"),
         ({"bundle": bundle.path, "port": "x"}, "port:"),
     ):
-        done = call("check", **environment)
-        assert done.exit_code == 2
-        assert reason in done.stderr
-        assert done.stderr.count("\n") == 1
-        assert done.stdout == ""
+        code, out, err = call("check", **environment)
+        assert (code, out) == (2, "")
+        assert reason in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
 
 
-def test_openapi_needs_no_bundle():
-    document = json.loads(call("openapi").stdout)
-    assert "/v1/domains/{domain}/rank" in document["paths"]
+def test_openapi_needs_no_bundle(call):
+    assert "/v1/domains/{domain}/rank" in json.loads(call("openapi")[1])["paths"]
 
 
 @pytest.fixture
