@@ -3,6 +3,7 @@
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 PYTHON ?= python3
 VENV = $(ROOT)/.venv
+RIVALS = $(ROOT)/.venv-rivals
 DATA = synthetic
 ARGS =
 
@@ -17,13 +18,16 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo bench-training test test-all lint clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
 demo: $(READY) ## Train, export, publish, serve and measure [DATA=synthetic] [MDCTR_DATA_DIR=folder]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest demo --data '$(DATA)'
+
+bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other libraries [DATA=synthetic] [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-training --data '$(DATA)' $(ARGS)
 
 # One thread a worker: two workers that each take every core are slower than one.
 test: export OMP_NUM_THREADS = 1
@@ -50,4 +54,11 @@ $(READY): $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("mdctr needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 	@test -x '$(VENV)/bin/pip' || $(PYTHON) -m venv '$(VENV)'
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch '$@'
+
+# Other libraries, with the torch of ours. The benchmark's command runs without them, too, and says so.
+$(RIVALS)/.installed: $(ROOT)/Makefile
+	@echo 'Setting up $(RIVALS)'
+	@test -x '$(RIVALS)/bin/pip' || $(PYTHON) -m venv '$(RIVALS)'
+	@'$(RIVALS)/bin/python' -m pip install -qq torch==2.13.0 torch-rechub==0.9.0 fuxictr==2.3.10
 	@touch '$@'

@@ -9,6 +9,9 @@ from service.contract.manifest import Manifest
 from service.contract.pack import GENERAL, DomainPack
 from training.data.prepare import About
 
+_FIGURES = {"AUC": "auc", "GAUC": "gauc", "log loss": "logloss", "NE": "ne", "ECE": "ece"}
+"""Column -> field of `training.metrics.Quality`."""
+
 
 def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Sequence[DomainPack]) -> str:
     """The model card, in Markdown with Hugging Face's front matter."""
@@ -31,12 +34,9 @@ def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Se
         "",
         "## Quality on the test split",
         "",
-        "By torch, before export. The general pack answers for domains that have none.",
+        "By torch, before export, calibrated as served. The general pack answers for domains that have none.",
         "",
-        *_table(
-            ("domain", "AUC", "log loss", "AUC under the general pack", "best possible AUC"),
-            _quality(metrics, about),
-        ),
+        *_table(("domain", *_FIGURES, "AUC, general pack", "best possible AUC"), _quality(metrics, about)),
         "",
         "## Size",
         "",
@@ -75,19 +75,12 @@ def _data_rows(about: About) -> list[tuple[str, ...]]:
 
 def _quality(metrics: Mapping[str, Any], about: About) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for domain, found in metrics["domains"].items():
+    for domain, found in (*metrics["domains"].items(), ("macro", metrics["macro"])):
         best = about.oracle_auc.get(domain)
-        own = found["pack"]
-        rows.append(
-            (
-                domain,
-                f"{own['auc']:.4f}",
-                f"{own['logloss']:.4f}",
-                f"{found['general']['auc']:.4f}",
-                "unknown" if best is None else f"{best:.4f}",
-            )
-        )
-    rows.append(("macro", f"{metrics['macro_auc']:.4f}", f"{metrics['macro_logloss']:.4f}", "", ""))
+        figures = [found["pack"][name] for name in _FIGURES.values()]
+        figures.append(found["general"]["auc"])
+        known = "" if domain == "macro" else "unknown" if best is None else f"{best:.4f}"
+        rows.append((domain, *(f"{figure:.4f}" for figure in figures), known))
     return rows
 
 

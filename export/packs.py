@@ -66,4 +66,5 @@ def domain_pack(
         domain=GENERAL if domain is None else domain,
         tensors={name: tensor.numpy() for name, tensor in pack.items()},
         golden=Golden(named(golden, inputs), logit.numpy()),
+        calibration=np.array(model.calibration.get(domain, (1.0, 0.0)), np.float32),
     )

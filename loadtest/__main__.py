@@ -1,4 +1,4 @@
-"""`python -m loadtest`: the demo.
+"""`python -m loadtest`: the demo, and the benchmark of training.
 
 Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 """
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from loadtest import bench_training as training
 from loadtest import demo as whole
 from service.contract import cli
 
@@ -38,6 +39,28 @@ def demo(
         cli.result(json.dumps(report))
     else:
         show(report, Console())
+
+
+@app.command()
+def bench_training(
+    data: Annotated[str, typer.Option(help="A data set: synthetic or douban.")] = "synthetic",
+    out: Annotated[Path, typer.Option(help="Folder for reports and prepared data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 20,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of a round.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Rows a second of the training loop, beside a bare loop, torch-rechub and FuxiCTR."""
+    report = training.bench(
+        training.recipe_for(data),
+        out / "bench-training" / "report.json",
+        data=out / "data",
+        rounds=rounds,
+        batches=batches,
+    )
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        training.show(report, Console())
 
 
 def show(report: dict[str, Any], console: Console) -> None:

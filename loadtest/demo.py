@@ -142,7 +142,7 @@ def _replay(house: House, console: Console) -> tuple[dict[str, dict[str, Any]], 
             frame = test.filter(pl.col("domain") == domain)
             answers = _answers(client, list(requests(frame, model.schema, domain, CANDIDATES)), frame.height)
             rows = Rows.encode(frame, model.schema, model.domains)
-            expected = model.logits(rows, domain).double().sigmoid().numpy()
+            expected = _served(model, rows, domain)
             label = rows.label.numpy()
             logit = np.log(answers.probability) - np.log1p(-answers.probability)
             domains[domain] = {
@@ -227,7 +227,7 @@ def _swap(house: House, folder: Path) -> dict[str, Any]:
     if version(data) not in probe.seen:
         raise DemoError(f"the new pack of {domain} was promoted, but no answer came from it within 10 s")
     rows = Rows.encode(frame[request.rows], model.schema, model.domains)
-    expected = model.logits(rows, domain).double().sigmoid().numpy()
+    expected = _served(model, rows, domain)
     found = np.array(sorted(probe.scores[version(data)]))
     before = next(iter(probe.scores))
     return {
@@ -240,6 +240,12 @@ def _swap(house: House, folder: Path) -> dict[str, Any]:
         "scores_moved_by": float(np.abs(found[0] - np.array(sorted(probe.scores[before]))[0]).max()),
         "max_abs_diff": float(np.abs(found - expected).max()),
     }
+
+
+def _served(model: Model, rows: Rows, domain: str) -> npt.NDArray[np.float64]:
+    """Probabilities (n,) as torch computes them."""
+    logit = model.calibrated(model.logits(rows, domain).numpy(), domain)
+    return np.exp(-np.logaddexp(0, -logit))
 
 
 async def _promote(url: str, bundle: str, domain: str, data: bytes) -> float:

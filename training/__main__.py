@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,18 +15,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.contract import cli
-from training import checkpoint
+from service.contract import cli, files
+from training import checkpoint, evaluation, figures
+from training.compare import Comparison, Plan
 from training.data import prepare as preparation
-from training.data.batches import Rows
 from training.data.prepare import Split
+from training.evaluation import Labelled
 from training.fit import Fit
-from training.fit import evaluate as evaluate_model
 from training.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Data = Annotated[Path, typer.Option(help="Folder of prepared data sets.")]
+_MOST_COLUMNS = 8
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -62,9 +64,43 @@ def evaluate(
 ) -> None:
     """Evaluate a complete run on one split."""
     _, prepared, model, _ = checkpoint.load(run, data)
-    _show(
-        evaluate_model(model, Rows.encode(prepared.split(split), prepared.schema, prepared.domains)), as_json
+    valid = Labelled.of(prepared, "valid").rows
+    _show(evaluation.evaluate(model, Labelled.of(prepared, split), valid), as_json)
+
+
+@app.command()
+def compare(
+    plan: Path,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; one killed there goes on.")],
+    data: Data = Path("runs/data"),
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = os.cpu_count() or 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models: settings chosen on validation, several seeds, one table."""
+    chosen = Plan.load(plan)
+    with progress() as bars:
+        report = Comparison(chosen, out, data, processes, bars)()
+    files.write(out / "table.md", figures.table(report))
+    for drawn in figures.draw(report, out):
+        Console(stderr=True).print(f"drew {drawn}")
+    if as_json:
+        cli.result(json.dumps(report))
+        return
+    table = Table(
+        "model", *(f"AUC, {name}" for name in report["domains"]), "macro", "log loss", "ECE", "owned"
     )
+    for name, row in report["rows"].items():
+        aucs = [f"{row[domain]['auc_mean']:.4f}" for domain in report["domains"]]
+        macro = row["macro"]
+        spread = f"{macro['auc_mean']:.4f} ± {macro['auc_std']:.4f}"
+        rest = (
+            f"{macro['logloss_mean']:.4f}",
+            f"{macro['ece_mean']:.4f}",
+            f"{row['parameters_of_domain']:,}",
+        )
+        table.add_row(name, *aucs, spread, *rest)
+    Console(width=max(130, Console().width)).print(table)
+    cli.result(f"chosen on validation: {report['chosen_on_validation']}")
 
 
 def progress() -> Progress:
@@ -81,14 +117,13 @@ def _show(metrics: dict[str, Any], as_json: bool) -> None:
     if as_json:
         cli.result(json.dumps(metrics))
         return
-    table = Table("domain", "rows", "AUC", "log loss", "AUC, general pack")
-    for domain, found in metrics["domains"].items():
-        own, general = found["pack"], found["general"]
-        table.add_row(
-            domain, f"{own['rows']:,}", f"{own['auc']:.4f}", f"{own['logloss']:.4f}", f"{general['auc']:.4f}"
-        )
-    table.add_row("macro", "", f"{metrics['macro_auc']:.4f}", f"{metrics['macro_logloss']:.4f}", "")
-    Console().print(table)
+    table = Table("domain", "rows", "AUC", "GAUC", "log loss", "NE", "ECE", "AUC, joint", "AUC, general")
+    for domain, found in (*metrics["domains"].items(), ("macro", metrics["macro"])):
+        own = found["pack"]
+        figures = [own[name] for name in ("auc", "gauc", "logloss", "ne", "ece")]
+        figures += [found[which]["auc"] for which in ("joint", "general")]
+        table.add_row(domain, f"{own['rows']:,.0f}", *(f"{figure:.4f}" for figure in figures))
+    Console(width=max(110, Console().width)).print(table)
 
 
 if __name__ == "__main__":

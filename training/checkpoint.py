@@ -1,7 +1,8 @@
 """A run's folder.
 
 `recipe.json` (as resolved), `weights.safetensors` (the paradigm, after the last stage over all domains
-that is complete), `domains/<domain>.safetensors` (what tuning made of it), `metrics.json` (last, so it
+that is complete), `domains/<domain>.safetensors` (what tuning made of it),
+`calibration.json`, `metrics.json` (last, so it
 says that the run is complete), `log.jsonl` (a line an epoch), `tensorboard/`, and while a stage is
 running `state.pt`, from which a killed run goes on. Every file is replaced whole or not at all.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from service.contract import files
 from service.contract.errors import RunError
+from service.contract.pack import GENERAL
 from training.data.prepare import Prepared
 from training.model import Model, build
 from training.recipe import Recipe
@@ -53,6 +55,10 @@ class Run:
     @property
     def _weights(self) -> Path:
         return self.folder / "weights.safetensors"
+
+    @property
+    def _calibration(self) -> Path:
+        return self.folder / "calibration.json"
 
     @property
     def _state(self) -> Path:
@@ -93,6 +99,11 @@ class Run:
         """The log so far."""
         path = self.folder / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def save_calibration(self, calibration: Mapping[str | None, tuple[float, float]]) -> None:
+        """What makes each pack's logits mean what they say; the general pack's under its own name."""
+        named = {domain or GENERAL: pair for domain, pair in calibration.items()}
+        files.write(self._calibration, json.dumps(named, indent=1))
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """The run is complete."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -17,10 +17,15 @@ from torch.utils.tensorboard import SummaryWriter
 from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, Split
-from training.metrics import Quality, quality
+from training.evaluation import Labelled, calibrate, evaluate
+from training.metrics import auc
 from training.model import Model, build, joint_logits, logits
 from training.recipe import Optimisation, Recipe
 from training.stages import Stage, train_mode, training_only
+
+SAVE_EVERY = 5.0
+"""Seconds between two savings of a stage's state: what a kill can cost, and a hundred small domains should
+not wait for the disk after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,24 @@ class Fit:
                         self._each_domain(stage)
                     elif done is None or joint.index(stage.name) > joint.index(done):
                         self._all_domains(stage)
-            self.run.finish(evaluate(self.model, self._rows("test")))
+            self._finish()
         self.run.restore(self.model)
         return self.model
+
+    def _finish(self) -> None:
+        """Calibrate, evaluate, and say that the run is complete."""
+        self.model.calibration = calibrate(self.model, self.valid)
+        self.run.save_calibration(self.model.calibration)
+        splits: tuple[Split, ...] = ("test", "valid")
+        test, valid = (
+            evaluate(self.model, Labelled.of(self.prepared, split), self.valid) for split in splits
+        )
+        sizes = {
+            "parameters": self.model.parameters(),
+            "parameters_of_domain": self.model.parameters_of_domain(),
+            "changed_of_domain": self.model.changed_of_domain(),
+        }
+        self.run.finish({**test, "valid": valid, **sizes})
 
     def _rows(self, split: Split) -> Rows:
         return Rows.encode(self.prepared.split(split), self.prepared.schema, self.prepared.domains)
@@ -86,8 +106,9 @@ class Fit:
             return total / len(rows)
 
         def score() -> float:
-            found = _by_domain(joint_logits(paradigm, self.valid), self.valid, self.model.domains)
-            return _mean(each.auc for each in found.values())
+            found = joint_logits(paradigm, self.valid).numpy()
+            label, domain = self.valid.label.numpy(), self.valid.domain.numpy()
+            return float(np.nanmean([auc(found[domain == at], label[domain == at]) for at in range(general)]))
 
         self._optimise(Pass(stage.name, paradigm, stage.trains, self.recipe.joint, self.train, loss, score))
         self.run.save_weights(stage.name, paradigm.state_dict())
@@ -108,7 +129,7 @@ class Fit:
             return binary_cross_entropy_with_logits(servable(*rows.arrays), rows.label)
 
         def score() -> float:
-            return quality(logits(servable, {}, valid).numpy(), valid.label.numpy()).auc
+            return auc(logits(servable, {}, valid).numpy(), valid.label.numpy())
 
         key = f"{stage.name}/{domain}"
         self._optimise(Pass(key, servable, stage.trains, options, train, loss, score, pull_to_start=True))
@@ -137,6 +158,9 @@ class Fit:
                 epoch, best_epoch, best_score = state["epoch"], state["best_epoch"], state["best_score"]
                 module.load_state_dict(state["module"], strict=False)
                 optimiser.load_state_dict(state["optimiser"])
+            # What a killed run logged after it last saved is trained, and logged, again.
+            self.log = [line for line in self.log if line["stage"] != work.key or line["epoch"] <= epoch]
+            saved = time.monotonic()
             bar = self.progress.add_task(work.key, total=options.epochs, completed=epoch)
             while epoch < options.epochs and epoch - best_epoch < options.patience:
                 epoch += 1
@@ -147,24 +171,28 @@ class Fit:
                 if found > best_score:
                     best_epoch, best_score, best = epoch, found, _tensors(module, moving)
                 self._note(work.key, epoch, loss, found, seconds)
-                self.run.save_state(
-                    {
-                        "key": work.key,
-                        "epoch": epoch,
-                        "best_epoch": best_epoch,
-                        "best_score": best_score,
-                        "start": start,
-                        "best": best,
-                        "module": _tensors(module, moving),
-                        "optimiser": optimiser.state_dict(),
-                    }
-                )
+                if time.monotonic() - saved >= SAVE_EVERY:
+                    self.run.log(self.log)
+                    self.run.save_state(
+                        {
+                            "key": work.key,
+                            "epoch": epoch,
+                            "best_epoch": best_epoch,
+                            "best_score": best_score,
+                            "start": start,
+                            "best": best,
+                            "module": _tensors(module, moving),
+                            "optimiser": optimiser.state_dict(),
+                        }
+                    )
+                    saved = time.monotonic()
                 self.progress.update(
                     bar,
                     completed=epoch,
                     description=f"{work.key}: AUC {best_score:.4f} at epoch {best_epoch}",
                 )
             module.load_state_dict(best, strict=False)
+            self.run.log(self.log)
             self.progress.update(bar, total=max(epoch, 1), completed=max(epoch, 1))
 
     def _epoch(
@@ -177,6 +205,7 @@ class Fit:
         train_mode(work.module)
         parameters = optimiser.param_groups[0]["params"]
         total, batches = torch.zeros(()), 0
+        steps = len(work.rows) / work.options.batch  # an epoch's
         for batch in work.rows.shuffled(seed).batches(work.options.batch):
             if len(batch) == 1 < len(work.rows):
                 continue  # a BatchNorm has no statistics of one row
@@ -186,50 +215,18 @@ class Fit:
             if work.pull_to_start and work.options.l2:
                 for parameter, origin in zip(parameters, start, strict=True):
                     parameter.grad.add_(parameter.detach() - origin, alpha=work.options.l2)
+            if work.options.schedule == "linear":
+                done = (epoch - 1 + batches / steps) / work.options.epochs
+                optimiser.param_groups[0]["lr"] = work.options.lr * max(1 - done, 0.0)
             optimiser.step()
             total, batches = total + loss.detach(), batches + 1
         return float(total / max(batches, 1))
 
     def _note(self, key: str, epoch: int, loss: float, auc: float, seconds: float) -> None:
         line = {"stage": key, "epoch": epoch, "loss": loss, "valid_auc": auc, "seconds": round(seconds, 3)}
-        self.log = [*self.log, line]
-        self.run.log(self.log)
+        self.log.append(line)
         self.board.add_scalar(f"{key}/loss", loss, epoch)
         self.board.add_scalar(f"{key}/valid_auc", auc, epoch)
-
-
-def evaluate(model: Model, rows: Rows) -> dict[str, Any]:
-    """AUC and log loss of every domain's rows, under its pack and under the general one.
-
-    Returns:
-        `{domains: {<domain>: {pack: {rows, auc, logloss}, general: {...}}}, macro_auc, macro_logloss}`.
-    """
-    domains: dict[str, Mapping[str, Any]] = {}
-    for at, domain in enumerate(model.domains):
-        own = rows.of(at)
-        label = own.label.numpy()
-        packs = {"pack": domain, "general": None}
-        domains[domain] = {
-            name: asdict(quality(model.logits(own, which).numpy(), label)) for name, which in packs.items()
-        }
-    return {
-        "domains": domains,
-        "macro_auc": _mean(found["pack"]["auc"] for found in domains.values()),
-        "macro_logloss": _mean(found["pack"]["logloss"] for found in domains.values()),
-    }
-
-
-def _by_domain(found: Tensor, rows: Rows, domains: Sequence[str]) -> dict[str, Quality]:
-    result = {}
-    for at, domain in enumerate(domains):
-        own = rows.domain == at
-        result[domain] = quality(found[own].numpy(), rows.label[own].numpy())
-    return result
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
 
 
 def _tensors(module: nn.Module, names: Set[str]) -> dict[str, Tensor]:

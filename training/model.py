@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,8 @@ class Model:
     schema: FeatureSchema
     domains: tuple[str, ...]
     tuned: dict[str, Pack] = field(default_factory=dict)
+    calibration: dict[str | None, tuple[float, float]] = field(default_factory=dict)
+    """(a, b) of a domain's served logit a * logit + b; None: the general pack's."""
 
     def pack(self, domain: str | None) -> Pack:
         """A domain's tensors: as tuned, else as the stages over all domains left them; None: the general."""
@@ -41,9 +45,21 @@ class Model:
         """Of them, those that a domain owns."""
         return sum(tensor.numel() for tensor in self.pack(None).values())
 
+    def changed_of_domain(self) -> float:
+        """Of those, how many differ from the general pack's, on average over domains."""
+        general = self.pack(None)
+        packs = [self.pack(domain) for domain in self.domains]
+        changed = sum(int((pack[name] != general[name]).sum()) for pack in packs for name in general)
+        return changed / len(packs)
+
     def logits(self, rows: Rows, domain: str | None) -> Tensor:
         """Logits (n,) of rows under a domain's pack."""
         return logits(self.paradigm.servable(), self.pack(domain), rows)
+
+    def calibrated(self, logit: npt.NDArray[np.float32], domain: str | None) -> npt.NDArray[np.float64]:
+        """Logits (n,) as they are served."""
+        a, b = self.calibration.get(domain, (1.0, 0.0))
+        return a * logit.astype(np.float64) + b
 
 
 def build(recipe: Recipe, schema: FeatureSchema, domains: Sequence[str]) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,6 +39,8 @@ class Optimisation(BaseModel):
     lr: Annotated[float, Field(gt=0)] = 2e-3
     l2: Annotated[float, Field(ge=0)] = 1e-5
     """Towards zero in a stage over all domains, towards the stage's start in one over each domain."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Of the learning rate; linear goes down to zero over `epochs`."""
     patience: Positive = 5
     """Stop after so many epochs without a better AUC (macro, or the domain's)."""
 

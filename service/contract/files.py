@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,17 +31,31 @@ def write(path: Path, data: bytes | str) -> None:
 def scratch(parent: Path, name: str) -> Iterator[Path]:
     """A folder in `parent` for the time of the block.
 
-    What an earlier, killed run left under the same name is removed first: one writer at a time.
+    What killed runs left under the same name is removed first. A run that lives holds a lock on its
+    folder, which ends with the process however it ends, so its folder is let be.
     """
     parent.mkdir(parents=True, exist_ok=True)
     for left in parent.glob(f".{name}.*.part"):
-        shutil.rmtree(left)
+        with suppress(BlockingIOError, FileNotFoundError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
     part = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=".part"))
     part.chmod(0o755)
     try:
-        yield part
+        with _locked(part):
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; `BlockingIOError` where another process does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

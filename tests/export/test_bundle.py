@@ -73,7 +73,11 @@ def test_the_card_has_quality_share_and_sizes(tiny: Trained, built: Bundle) -> N
     card = (built.path / "CARD.md").read_text()
     metrics = checkpoint.load(tiny.folder, tiny.data)[3]
     share = built.manifest.parameters_of_domain / built.manifest.parameters
-    expected = [f"{share:.2%}", f"{metrics['macro_auc']:.4f}", f"{built.manifest.parameters_of_domain:,}"]
+    expected = [
+        f"{share:.2%}",
+        f"{metrics['macro']['pack']['auc']:.4f}",
+        f"{built.manifest.parameters_of_domain:,}",
+    ]
     expected += [f"| {len(data):,} |" for _, data in built.packs()]
     assert [text for text in expected if text not in card] == []
 

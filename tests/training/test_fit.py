@@ -19,8 +19,11 @@ from training.paradigms.plate import Plate
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from training import fit
 from training.checkpoint import Run
 from tests.conftest import train
+
+fit.SAVE_EVERY = 0
 
 original, left = Run.save_state, int(sys.argv[3])
 

@@ -60,7 +60,9 @@ class Rows:
 
     def shuffled(self, seed: int) -> Rows:
         """All rows in an order that `seed` decides."""
-        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))]
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        # Once for all batches, and by `index_select`: indexing takes three times as long.
+        return Rows(*(getattr(self, column.name).index_select(0, order) for column in fields(self)))
 
     def batches(self, size: int) -> Iterator[Rows]:
         """Consecutive batches; the last one may be smaller."""

@@ -15,8 +15,8 @@ Norm = Literal["batch", "layer", "none"]
 def fm(request: Tensor, item: Tensor) -> Tensor:
     """Second-order factorisation machine over all fields (Rendle 2010, eq. 5; DeepFM, eq. 2).
 
-    With s the sum and q the sum of squares of a scope's field vectors, and FM(x) = (s^2 - q) / 2 summed
-    over K: FM(request + item) = FM(request) + FM(item) + <s_request, s_item>.
+    With s the sum and q the sum of squares of a scope's field vectors, summed over K:
+    FM(request + item) = ((s_request + s_item)^2 - q_request - q_item) / 2.
 
     Args:
         request: (R, F_q, K), R = 1 or B.
@@ -25,14 +25,22 @@ def fm(request: Tensor, item: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    own_request, sum_request = _fm_part(request)
-    own_item, sum_item = _fm_part(item)
-    return own_request + own_item + (sum_request * sum_item).sum(1)
+    total = request.sum(1) + item.sum(1)
+    return 0.5 * (total.square().sum(1) - request.square().sum((1, 2)) - item.square().sum((1, 2)))
 
 
-def _fm_part(fields: Tensor) -> tuple[Tensor, Tensor]:
-    total = fields.sum(1)
-    return 0.5 * (total.square() - fields.square().sum(1)).sum(1), total
+class Dropout(nn.Module):
+    """As `nn.Dropout`, whose mask takes a CPU twice as long to draw."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In train mode `x` with a share of its values zeroed and the others scaled up, else `x`."""
+        if not self.training:
+            return x
+        return x * torch.rand_like(x).ge_(self.share).mul_(1 / (1 - self.share))
 
 
 class ScopedLinear(nn.Module):
@@ -76,7 +84,7 @@ def _after_linear(width: int, norm: Norm, dropout: float) -> list[nn.Module]:
         "layer": [nn.LayerNorm(width)],
         "none": [],
     }
-    return [*norms[norm], nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return [*norms[norm], nn.ReLU(), *([Dropout(dropout)] if dropout else [])]
 
 
 def mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:

@@ -41,6 +41,7 @@ class Ranker(nn.Module):
         dim: K.
         domain_prompt: whether there is a vector for the domain.
         user_prompt: makes the user's prompt out of the embeddings of the user's own fields.
+        correction: what a domain adds to the first-order part.
     """
 
     profile: Tensor
@@ -51,8 +52,10 @@ class Ranker(nn.Module):
         schema: FeatureSchema,
         backbone: MakeBackbone,
         dim: int,
+        *,
         domain_prompt: bool = False,
         user_prompt: MakePrompt | None = None,
+        correction: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.embedding = Embedding(schema, dim)
@@ -67,6 +70,7 @@ class Ranker(nn.Module):
         if self.domain_prompt is not None:
             nn.init.xavier_uniform_(self.domain_prompt)
         self.user_prompt = user_prompt(len(self.profile) * dim) if user_prompt else None
+        self.correction = correction
 
     def forward(
         self, request_ids: Tensor, request_numbers: Tensor, item_ids: Tensor, item_numbers: Tensor
@@ -82,6 +86,9 @@ class Ranker(nn.Module):
             domain_prompt: (1, K) for all rows, or (R, K); None if this ranker has none.
         """
         request, item = self.embedding(*arrays)
+        first_order: Tensor = self.first_order(*arrays)
+        if self.correction is not None:
+            first_order = first_order + self.correction(arrays, request, item)
         prompts = []
         if domain_prompt is not None:
             prompts.append(domain_prompt.expand(len(request), -1))
@@ -90,5 +97,5 @@ class Ranker(nn.Module):
         if prompts:
             request = torch.cat([torch.stack(prompts, 1), request], 1)
         hidden, direct = self.backbone(request, item)
-        logit: Tensor = self.first_order(*arrays) + direct + self.head(hidden)[:, 0]
+        logit: Tensor = first_order + direct + self.head(hidden)[:, 0]
         return logit

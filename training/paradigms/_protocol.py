@@ -53,3 +53,12 @@ def own_copy(module: Module, owned: frozenset[str]) -> Module:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     shared = {id(tensor): tensor for name, tensor in tensors if name not in owned}
     return copy.deepcopy(module, shared)
+
+
+def every_tensor(module: nn.Module) -> frozenset[str]:
+    """The names of all parameters and all buffers of numbers with a fraction: running statistics.
+
+    What is derived from the schema is none of them; nor is a BatchNorm's count of batches, which nothing
+    reads while it has a momentum.
+    """
+    return frozenset(name for name, tensor in module.state_dict().items() if tensor.is_floating_point())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from service.contract.schema import FeatureSchema
 from training.data.batches import Rows
+from training.nn import corrections
 from training.nn.prompts import Fusion, Generative
 from training.nn.ranker import MakeBackbone, MakePrompt, Ranker
 from training.paradigms._protocol import Pack, Paradigm, own_copy
@@ -46,6 +47,11 @@ class Options(BaseModel):
         {"prompts", "first_order"}
     )
     """What stage two trains."""
+    first_order: Literal["rows", "user", "hashed", "embedding"] = "rows"
+    """The form of a domain's own first-order part: a weight for each row, as in the paper, or a correction
+    of the shared part that does not grow with the items (`training.nn.corrections`)."""
+    hash_size: Annotated[int, Field(ge=1)] = 1024
+    """Buckets of the `hashed` form."""
 
 
 class Plate(Paradigm):
@@ -59,7 +65,17 @@ class Plate(Paradigm):
     ) -> None:
         super().__init__()
         self.options = options
-        self.general = Ranker(schema, backbone, dim, options.domain_prompt, _user_prompt(options, dim))
+        correction = None
+        if "first_order" in options.tunes and options.first_order != "rows":
+            correction = corrections.build(options.first_order, schema, dim, options.hash_size)
+        self.general = Ranker(
+            schema,
+            backbone,
+            dim,
+            domain_prompt=options.domain_prompt,
+            user_prompt=_user_prompt(options, dim),
+            correction=correction,
+        )
         self.domain_bias = nn.Parameter(torch.zeros(domains))
         self.domain_prompt = nn.Parameter(torch.empty(domains, dim)) if options.domain_prompt else None
         if self.domain_prompt is not None:
@@ -80,7 +96,7 @@ class Plate(Paradigm):
 
     def stages(self) -> Sequence[Stage]:
         """Pre-training over everything (PTE: but the prompts), then tuning."""
-        names = {name for name, _ in self.named_parameters()}
+        names = {name for name, _ in self.named_parameters() if not name.startswith("general.correction.")}
         if not self.options.pretrain_prompts:
             names -= {name for name in names if _is_prompt(name.removeprefix("general."))}
         return (
@@ -107,7 +123,8 @@ class Plate(Paradigm):
         if "prompts" in self.options.tunes:
             tuned |= {name for name in names if _is_prompt(name)}
         if "first_order" in self.options.tunes:
-            tuned |= {name for name in names if name.startswith("first_order.")}
+            correction = {name for name in names if name.startswith("correction.")}
+            tuned |= {"first_order.bias", *(correction or {"first_order.weight"})}
         return frozenset(tuned)
 
 

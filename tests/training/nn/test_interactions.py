@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from training.nn.interactions import ScopedLinear, ScopedMLP, fm
+from training.nn.interactions import Dropout, ScopedLinear, ScopedMLP, fm
 
 
 @pytest.fixture
@@ -47,3 +47,12 @@ def test_a_row_does_not_depend_on_its_neighbours(norm: str) -> None:
     changed = item.clone()
     changed[1:] = 7.0
     assert torch.equal(mlp(request, item)[0], mlp(request, changed)[0])
+
+
+def test_dropout_zeroes_its_share_keeps_the_mean_and_does_nothing_in_eval_mode() -> None:
+    torch.manual_seed(0)
+    layer, x = Dropout(0.2), torch.ones(100_000)
+    found = layer(x)
+    assert found.unique().tolist() == pytest.approx([0, 1.25])
+    assert (found == 0).float().mean().item() == pytest.approx(0.2, abs=0.005)
+    assert layer.eval()(x) is x

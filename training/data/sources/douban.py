@@ -11,7 +11,6 @@ rating is where the label comes from, so it is not even read.
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -21,10 +20,10 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Constraint
 
-from service.contract import hashing
 from service.contract.errors import RunError
 from service.contract.schema import Field
 from training.data.sources._protocol import Interactions
+from training.data.sources._published import Published
 
 _FILE = "interactions.parquet"
 _COLUMNS = ("user_id", "item_id", "domain", "label", "split")
@@ -62,27 +61,17 @@ class Douban:
     )
 
     def __init__(self, protocol: Literal["reduced", "paper"], folder: Path | None, seed: int) -> None:
-        self._protocol, self._folder, self._seed = protocol, folder, seed
+        self._protocol, self._seed = protocol, seed
+        self._published = Published("douban", [_FILE], folder)
 
-    @cached_property
+    @property
     def checksum(self) -> str:
         """The SHA-256 of the file, which is the published one.
 
         Raises:
             RunError: the file is not there, or is another one than `SHA256SUMS` lists.
         """
-        sums, name = self._path.parent.parent / "SHA256SUMS", f"{self._path.parent.name}/{_FILE}"
-        if not self._path.is_file():
-            raise RunError(f"douban: {self._path} is not there")
-        if not sums.is_file():
-            raise RunError(f"douban: {sums}, to check the data against, is not there")
-        listed = {path: digest for digest, path in map(str.split, sums.read_text().splitlines())}
-        if name not in listed:
-            raise RunError(f"douban: {sums} does not list {name}")
-        found = hashing.file(self._path)
-        if found != listed[name]:
-            raise RunError(f"douban: {self._path} has checksum {found[:12]}..., not {listed[name][:12]}...")
-        return found
+        return self._published.checksum
 
     def interactions(self) -> Interactions:
         """All rows of the protocol, in the file's order.
@@ -117,21 +106,9 @@ class Douban:
         splits[movie[len(movie) // 10 :]] = "train"
         return frame.with_columns(split=pl.Series(splits, dtype=pl.String))
 
-    @property
-    def _path(self) -> Path:
-        if self._folder is not None:
-            return self._folder / _FILE
-        root = os.environ.get("MDCTR_DATA_DIR")
-        if not root:
-            raise RunError(
-                "douban: set MDCTR_DATA_DIR to the folder that holds douban/, or the option `folder`"
-            )
-        return Path(root) / "douban" / _FILE
-
     @cached_property
     def _rows(self) -> pl.DataFrame:
-        _ = self.checksum  # raises, unless the file is the published one
-        return pl.read_parquet(self._path, columns=list(_COLUMNS)).select(
+        return self._published.read(_FILE, _COLUMNS).select(
             "domain",
             pl.col("label").cast(pl.Int8),
             pl.col("user_id").cast(pl.Int64).alias("user.id"),

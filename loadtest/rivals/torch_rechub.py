@@ -1,0 +1,42 @@
+"""torch-rechub's DeepFM under its own trainer: `python -m loadtest.rivals.torch_rechub <task.json>`.
+
+Columns are NumPy arrays, loaded without workers: of what its `DataGenerator` takes (DataFrames, tensors,
+one worker or more), the fastest on one core. Its first-order part is a linear layer over the embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch_rechub.basic.features import SparseFeature
+from torch_rechub.models.ranking import DeepFM
+from torch_rechub.trainers import CTRTrainer
+from torch_rechub.utils.data import DataGenerator
+
+from loadtest.rivals.rounds import serve
+
+
+def main(path: Path) -> None:
+    """Build model, loader and trainer from what the task says, then train on demand."""
+    task = json.loads(path.read_text())
+    torch.set_num_threads(task["threads"])
+    with np.load(task["rows"]) as stored:
+        columns = {name: stored[name] for name in task["fields"]}
+        label = stored["label"]
+    features = [SparseFeature(name, size, task["dim"]) for name, size in task["fields"].items()]
+    layers = {"dims": task["hidden"], "dropout": task["dropout"], "activation": "relu"}
+    model = DeepFM(features, features, layers)
+    # It wants validation and test rows, too; they are not used.
+    loader, _, _ = DataGenerator(columns, label).generate_dataloader(
+        columns, label, columns, label, batch_size=task["batch"], num_workers=0
+    )
+    trainer = CTRTrainer(model, optimizer_params={"lr": task["lr"], "weight_decay": task["l2"]})
+    serve("torch-rechub", lambda: trainer.train_one_epoch(loader))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

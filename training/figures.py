@@ -1,0 +1,128 @@
+"""Tables and pictures of a comparison. Pictures need matplotlib, of the `report` extra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from service.contract.errors import RunError
+
+_BLUE, _ORANGE = "#0072b2", "#d55e00"
+"""Told apart by colour-blind readers too (Okabe and Ito)."""
+_BYTES = 4
+"""Of a float32."""
+_SPARSE = 8
+"""Of an id and a float32."""
+_MOST_DOMAINS = 8
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The comparison as a Markdown table: mean over seeds, and its deviation for the macro AUC."""
+    domains = report["domains"] if len(report["domains"]) <= _MOST_DOMAINS else []
+    head = [
+        "model",
+        *(f"AUC {domain}" for domain in domains),
+        "macro AUC",
+        "±",
+        "GAUC",
+        "log loss",
+        "NE",
+        "ECE",
+    ]
+    head += ["log loss before calibration", "owned, floats", "pack, bytes", "as differences"]
+    lines = [head, ["---"] * len(head)]
+    for name, row in report["rows"].items():
+        macro = row["macro"]
+        chosen = name == report["chosen_on_validation"]
+        cells = [f"**{name}**" if chosen else name]
+        cells += [f"{row[domain]['auc_mean']:.4f}" for domain in domains]
+        cells += [f"{macro['auc_mean']:.4f}", f"{macro['auc_std']:.4f}"]
+        cells += [f"{macro[f'{figure}_mean']:.4f}" for figure in ("gauc", "logloss", "ne", "ece")]
+        cells += [f"{macro['uncalibrated_logloss_mean']:.4f}", f"{row['parameters_of_domain']:,}"]
+        cells += [f"{size:,}" for size in pack_bytes(row)]
+        lines.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def pack_bytes(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of a pack's tensors: whole, and as ids and values where they differ from the general pack."""
+    return row["parameters_of_domain"] * _BYTES, round(row["changed_of_domain"] * _SPARSE)
+
+
+def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
+    """One PNG for each curve and each group of bars of the plan, and one of AUC over a pack's bytes.
+
+    Raises:
+        RunError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - only who draws needs it
+    except ImportError as error:
+        raise RunError("figures need matplotlib: pip install 'mdctr[report]'") from error
+    mpl.use("Agg")
+    made = [_curve(report, name, curve, folder) for name, curve in report["plan"]["curves"].items()]
+    made += [_bars(report, name, rows, folder) for name, rows in report["plan"]["bars"].items()]
+    sized = report["plan"]["sizes"]
+    return [*made, _sizes(report, sized, folder)] if sized else made
+
+
+def _macro(report: Mapping[str, Any], names: Sequence[str]) -> tuple[list[float], list[float]]:
+    rows = [report["rows"][name]["macro"] for name in names]
+    return [row["auc_mean"] for row in rows], [row["auc_std"] for row in rows]
+
+
+def _curve(report: Mapping[str, Any], name: str, curve: Mapping[str, Any], folder: Path) -> Path:
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    points = sorted(curve["points"].items(), key=lambda point: point[1])
+    means, stds = _macro(report, [row for row, _ in points])
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    axes.errorbar([x for _, x in points], means, yerr=stds, marker="o", color=_BLUE, capsize=3)
+    axes.set_xscale("log")
+    axes.set_xlabel(curve["label"])
+    return _save(figure, axes, report, folder / f"{name}.png")
+
+
+def _bars(report: Mapping[str, Any], name: str, rows: Sequence[str], folder: Path) -> Path:
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    means, stds = _macro(report, rows)
+    figure, axes = plt.subplots(figsize=(6, 0.45 * len(rows) + 1), layout="constrained")
+    colours = [_ORANGE if row == report["chosen_on_validation"] else _BLUE for row in rows]
+    axes.barh(rows, means, xerr=stds, color=colours, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlim(min(means) - 0.004, max(means) + 0.002)
+    axes.set_title(name)
+    axes.set_xlabel(f"macro AUC on the test split, {len(report['seeds'])} seeds, mean and deviation")
+    return _save(figure, None, report, folder / f"{name.replace(' ', '-')}.png")
+
+
+def _sizes(report: Mapping[str, Any], names: Sequence[str], folder: Path) -> Path:
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    means, stds = _macro(report, names)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for marker, label, which, colour in (("o", "whole", 0, _BLUE), ("x", "as differences", 1, _ORANGE)):
+        sizes = [max(pack_bytes(report["rows"][name])[which], 1) for name in names]
+        axes.errorbar(sizes, means, yerr=stds, fmt=marker, color=colour, capsize=3, label=label)
+    for name, mean, above in zip(names, means, cycle((True, False)), strict=False):
+        at = (max(pack_bytes(report["rows"][name])[0], 1), mean)
+        axes.annotate(name, at, xytext=(5, 6 if above else -12), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.margins(x=0.2)
+    axes.set_xlabel("bytes of a domain's pack")
+    axes.legend(loc="best")
+    return _save(figure, axes, report, folder / "pack-bytes.png")
+
+
+def _save(figure: Any, axes: Any, report: Mapping[str, Any], path: Path) -> Path:  # noqa: ANN401
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    if axes is not None:
+        axes.set_ylabel(f"macro AUC, test, {len(report['seeds'])} seeds")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
