@@ -18,16 +18,25 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench-training test test-all lint clean
+.PHONY: help demo bench-training coverage test test-all lint clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
 demo: $(READY) ## Train, export, publish, serve and measure [DATA=synthetic] [MDCTR_DATA_DIR=folder]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest demo --data '$(DATA)'
 
 bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other libraries [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-training --data '$(DATA)' $(ARGS)
+
+# A comparison of models: runs/results-<plan>/{report.json,table.md,*.png}. A plan is training/plans/<plan>.yaml.
+results-douban: ## PLATE and its ablation on Douban, 3 seeds [MDCTR_DATA_DIR=folder] [ARGS='--processes 16']
+results-kuairand: ## The same on KuaiRand [MDCTR_DATA_DIR=folder]
+results-synthetic-100: ## The same on a hundred simulated domains
+results-%: export OMP_NUM_THREADS = 1
+results-%: $(READY)
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m training compare 'training/plans/$(subst -,_,$*).yaml' \
+		--out 'runs/results-$*' $(ARGS)
 
 # One thread a worker: two workers that each take every core are slower than one.
 test: export OMP_NUM_THREADS = 1
@@ -37,6 +46,10 @@ test: $(READY) ## The tests, without the cross product [ARGS='-k plate']
 test-all: export OMP_NUM_THREADS = 1
 test-all: $(READY) ## The tests, with every paradigm over every backbone [ARGS=...]
 	@cd '$(ROOT)' && $(PYTEST) $(ARGS)
+
+coverage: export OMP_NUM_THREADS = 1
+coverage: $(READY) ## The tests, and which lines they reach
+	@cd '$(ROOT)' && $(PYTEST) -m 'not cross' --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(READY) ## Format, lint, types and the arrows between packages
 	@cd '$(ROOT)' && '$(VENV)/bin/ruff' format --check $(CODE)

@@ -86,11 +86,10 @@ def compare(
     if as_json:
         cli.result(json.dumps(report))
         return
-    table = Table(
-        "model", *(f"AUC, {name}" for name in report["domains"]), "macro", "log loss", "ECE", "owned"
-    )
+    shown = report["domains"] if len(report["domains"]) <= _MOST_COLUMNS else []
+    table = Table("model", *(f"AUC, {name}" for name in shown), "macro", "log loss", "ECE", "owned")
     for name, row in report["rows"].items():
-        aucs = [f"{row[domain]['auc_mean']:.4f}" for domain in report["domains"]]
+        aucs = [f"{row[domain]['auc_mean']:.4f}" for domain in shown]
         macro = row["macro"]
         spread = f"{macro['auc_mean']:.4f} ± {macro['auc_std']:.4f}"
         rest = (
