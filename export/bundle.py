@@ -33,6 +33,7 @@ def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str
 
     Raises:
         BundleError: an engine differs from torch by more than the parity budget; nothing is left behind.
+        PackError: a pack would be refused by every service, because a tensor of it is not finite, say.
     """
     schema = model.schema
     inputs = graph_inputs(schema, model)
@@ -60,6 +61,8 @@ def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str
                 parameters_of_domain=model.parameters_of_domain(),
                 files=_checksums(folder),
             )
+            for pack in packs:
+                pack.check(manifest)  # as every service will, before it is anybody's business
             manifest = manifest.model_copy(update={"parity": (_gate(folder, manifest, model, packs),)})
             files.write(folder / "CARD.md", card(manifest, prepared.about, metrics, packs))
             manifest.model_copy(update={"files": _checksums(folder)}).save(folder / MANIFEST)

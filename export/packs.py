@@ -34,12 +34,15 @@ def tensors(request: Inputs, item: Inputs) -> Arrays:
 
 
 def golden_request(rows: Rows, schema: FeatureSchema) -> Arrays:
-    """The first row's request, with the items of the first rows as its candidates."""
+    """The first row's request, with the items of the first rows as its candidates.
+
+    Without rows, a request of which nothing is known.
+    """
     known = rows[: GOLDEN_ROWS - 1]
-    blank = schema.blanks["item"]
+    blank, nobody = schema.blanks["item"], schema.blanks["request"]
     return (
-        known.request_ids[:1],
-        known.request_numbers[:1],
+        torch.cat([known.request_ids, torch.from_numpy(nobody.ids)])[:1],
+        torch.cat([known.request_numbers, torch.from_numpy(nobody.numbers)])[:1],
         torch.cat([known.item_ids, torch.from_numpy(blank.ids)]),
         torch.cat([known.item_numbers, torch.from_numpy(blank.numbers)]),
     )
@@ -66,5 +69,5 @@ def domain_pack(
         domain=GENERAL if domain is None else domain,
         tensors={name: tensor.numpy() for name, tensor in pack.items()},
         golden=Golden(named(golden, inputs), logit.numpy()),
-        calibration=np.array(model.calibration.get(domain, (1.0, 0.0)), np.float32),
+        calibration=np.array(model.calibration[domain], np.float32),
     )

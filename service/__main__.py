@@ -32,6 +32,7 @@ app = typer.Typer(
 def run() -> None:
     """Serve until told to stop."""
     settings = _settings()
+    Bundle.open(settings.bundle)  # so that a wrong one is one line, and not a server's traceback
     configure_logs(settings.log_format)
     try:
         Server(settings).run()

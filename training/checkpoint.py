@@ -25,7 +25,7 @@ from service.contract.errors import RunError
 from service.contract.pack import GENERAL
 from training.data.prepare import Prepared
 from training.model import Model, build
-from training.recipe import Recipe
+from training.recipe import Recipe, parse
 
 
 class Run:
@@ -119,6 +119,9 @@ class Run:
         """Load the weights and the tuned domains that there are."""
         if self._weights.exists():
             model.paradigm.load_state_dict(load_file(self._weights))
+        if self._calibration.exists():
+            named = json.loads(self._calibration.read_text())
+            model.calibration = {None if name == GENERAL else name: (a, b) for name, (a, b) in named.items()}
         model.tuned = {
             d: load_file(self.domain_file(d)) for d in model.domains if self.domain_file(d).exists()
         }
@@ -138,7 +141,7 @@ def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, A
     if not path.exists() or not (folder / "metrics.json").exists():
         raise RunError(f"{folder} is not a complete run; `python -m training fit` makes or completes one")
     described = json.loads(path.read_text())
-    recipe = Recipe.model_validate(described["recipe"])
+    recipe = parse(Recipe, described["recipe"], str(path))
     prepared = Prepared.open(data / described["data"])
     model = build(recipe, prepared.schema, prepared.domains)
     run = Run(folder, recipe, prepared)

@@ -95,6 +95,13 @@ class Plan(BaseModel):
         named = {row.joint_of for row in plan.rows.values()} - {None}
         named |= {row for curve in plan.curves.values() for row in curve.points}
         named |= {row for bar in plan.bars.values() for row in bar} | set(plan.sizes)
+        chained = [
+            name
+            for name, row in plan.rows.items()
+            if row.joint_of in plan.rows and plan.rows[row.joint_of].joint_of is not None
+        ]
+        if chained:
+            raise RunError(f"plan: joint_of must name a row that searches for itself: {', '.join(chained)}")
         if unknown := named - plan.rows.keys():
             raise RunError(f"plan: there is no row {', '.join(sorted(map(str, unknown)))}")
         return plan
@@ -241,7 +248,7 @@ def _train(job: Job) -> dict[str, Any]:
 def _best(found: Mapping[Any, dict[str, Any]], name: str, which: str) -> int:
     """The candidate with the best macro AUC on validation; the first of equals."""
     scores = {at: run["valid"]["macro"][which]["auc"] for (row, at), run in found.items() if row == name}
-    return int(max(sorted(scores), key=lambda at: scores[at]))
+    return int(max(sorted(scores), key=lambda at: -np.inf if np.isnan(scores[at]) else scores[at]))
 
 
 def _figures(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard import SummaryWriter
 
+from service.contract.errors import RunError
 from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, Split
 from training.evaluation import Labelled, calibrate, evaluate
-from training.metrics import auc
+from training.metrics import auc, logloss
 from training.model import Model, build, joint_logits, logits
 from training.recipe import Optimisation, Recipe
 from training.stages import Stage, train_mode, training_only
@@ -39,7 +41,7 @@ class Pass:
     rows: Rows
     loss: Callable[[Rows], Tensor]
     score: Callable[[], float]
-    """AUC on validation, to choose the epoch by."""
+    """AUC on validation, to choose the epoch by; minus the log loss where one class is missing."""
     pull_to_start: bool = False
     """L2 draws a parameter to where it started instead of to zero: rows of a table that no batch touches
     then keep their bits."""
@@ -55,7 +57,11 @@ class Fit:
     def __init__(self, recipe: Recipe, prepared: Prepared, run: Run, progress: Progress) -> None:
         torch.set_num_threads(recipe.threads)
         self.recipe, self.prepared, self.run, self.progress = recipe, prepared, run, progress
+        if unknown := recipe.tuning.lr_of.keys() - set(prepared.domains):
+            raise RunError(f"tuning.lr_of names domains that do not exist: {', '.join(sorted(unknown))}")
         self.model = build(recipe, prepared.schema, prepared.domains)
+        if sum(stage.rows == "each domain" for stage in self.model.paradigm.stages()) > 1:
+            raise RunError(f"paradigm {recipe.paradigm.name} has more than one stage over each domain")
         self.train, self.valid = (self._rows(split) for split in ("train", "valid"))
         self.log = run.logged()
 
@@ -72,6 +78,8 @@ class Fit:
                         self._each_domain(stage)
                     elif done is None or joint.index(stage.name) > joint.index(done):
                         self._all_domains(stage)
+            # What is evaluated is what was saved, and so what will be exported.
+            self.run.restore(self.model)
             self._finish()
         self.run.restore(self.model)
         return self.model
@@ -108,7 +116,9 @@ class Fit:
         def score() -> float:
             found = joint_logits(paradigm, self.valid).numpy()
             label, domain = self.valid.label.numpy(), self.valid.domain.numpy()
-            return float(np.nanmean([auc(found[domain == at], label[domain == at]) for at in range(general)]))
+            aucs = np.array([auc(found[domain == at], label[domain == at]) for at in range(general)])
+            defined = aucs[~np.isnan(aucs)]
+            return float(defined.mean()) if len(defined) else -logloss(found, label)
 
         self._optimise(Pass(stage.name, paradigm, stage.trains, self.recipe.joint, self.train, loss, score))
         self.run.save_weights(stage.name, paradigm.state_dict())
@@ -129,7 +139,9 @@ class Fit:
             return binary_cross_entropy_with_logits(servable(*rows.arrays), rows.label)
 
         def score() -> float:
-            return auc(logits(servable, {}, valid).numpy(), valid.label.numpy())
+            found, label = logits(servable, {}, valid).numpy(), valid.label.numpy()
+            measured = auc(found, label)
+            return -logloss(found, label) if math.isnan(measured) else measured
 
         key = f"{stage.name}/{domain}"
         self._optimise(Pass(key, servable, stage.trains, options, train, loss, score, pull_to_start=True))
@@ -168,7 +180,8 @@ class Fit:
                 loss = self._epoch(work, epoch, optimiser, start)
                 seconds = time.perf_counter() - began
                 found = work.score()
-                if found > best_score:
+                # Not a number without validation rows: nothing can be chosen, and the last epoch stays.
+                if found > best_score or math.isnan(best_score):
                     best_epoch, best_score, best = epoch, found, _tensors(module, moving)
                 self._note(work.key, epoch, loss, found, seconds)
                 if time.monotonic() - saved >= SAVE_EVERY:
@@ -203,11 +216,12 @@ class Fit:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
         torch.manual_seed(seed)
         train_mode(work.module)
+        normalised = any(isinstance(m, nn.BatchNorm1d) and m.training for m in work.module.modules())
         parameters = optimiser.param_groups[0]["params"]
         total, batches = torch.zeros(()), 0
         steps = len(work.rows) / work.options.batch  # an epoch's
         for batch in work.rows.shuffled(seed).batches(work.options.batch):
-            if len(batch) == 1 < len(work.rows):
+            if len(batch) == 1 and normalised:
                 continue  # a BatchNorm has no statistics of one row
             optimiser.zero_grad()
             loss = work.loss(batch)

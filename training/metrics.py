@@ -57,14 +57,16 @@ def gauc(logit: Array, label: Labels, group: npt.NDArray[np.integer]) -> float:
 
 
 def logloss(logit: Array, label: Labels) -> float:
-    """Mean binary cross-entropy in nats, from logits: log(1 + e^z) - y z.
+    """Mean binary cross-entropy in nats, from logits: log(1 + e^z) - y z. NaN if one is not finite.
 
     Args:
         logit: (n,).
         label: (n,) 0 or 1.
     """
     z = np.asarray(logit, np.float64)
-    return float(np.mean(np.logaddexp(0, z) - np.asarray(label, np.float64) * z)) if len(z) else float("nan")
+    if not len(z) or not np.isfinite(z).all():
+        return float("nan")
+    return float(np.mean(np.logaddexp(0, z) - np.asarray(label, np.float64) * z))
 
 
 def ne(logit: Array, label: Labels) -> float:
@@ -107,8 +109,11 @@ def quality(logit: Array, label: Labels, group: npt.NDArray[np.integer]) -> Qual
 def _pairs(
     logit: Array, label: Labels, group: npt.NDArray[np.integer]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """By group: pairs of a click and a non-click that are in order (a tie is half one), all pairs, rows."""
-    if not len(label):
+    """By group: pairs of a click and a non-click that are in order (a tie is half one), all pairs, rows.
+
+    Scores that are not finite have no order: then there is no group.
+    """
+    if not len(label) or not np.isfinite(logit).all():
         empty = np.zeros(0, np.int64)
         return empty.astype(np.float64), empty, empty
     order = np.lexsort((logit, group))

@@ -89,7 +89,12 @@ class Recipe(BaseModel):
         if not isinstance(data, dict):
             raise RunError(f"recipe {path} is not a mapping")
         for name, value in _pairs(overrides):
-            _put(data, name.split("."), yaml.safe_load(value))
+            try:
+                _put(data, name.split("."), yaml.safe_load(value))
+            except yaml.YAMLError as error:
+                raise RunError(
+                    f"--{name}: {value!r} is not a value: {' '.join(str(error).split())}"
+                ) from error
         return parse(cls, data, "recipe")
 
 

@@ -115,6 +115,12 @@ class DomainPack:
             raise PackError(f"the pack is of bundle {self.bundle}, not {manifest.bundle}")
         if self.domain != GENERAL and not valid_domain(self.domain):
             raise PackError(f"{self.domain!r} is not a domain's name")
+        if (
+            self.golden.logit.ndim != 1
+            or not len(self.golden.logit)
+            or not np.isfinite(self.golden.logit).all()
+        ):
+            raise PackError("golden logits must be finite, and at least one")
         owned = {spec.name.removeprefix("pack."): spec for spec in manifest.inputs if spec.scope == "pack"}
         asked = {spec.name: spec for spec in manifest.inputs if spec.scope != "pack"}
         for what, have, want in ("tensor", self.tensors, owned), ("golden input", self.golden.inputs, asked):
@@ -130,12 +136,6 @@ class DomainPack:
             or self.calibration[0] <= 0
         ):
             raise PackError("calibration must be two finite numbers, the first above 0")
-        if (
-            self.golden.logit.ndim != 1
-            or not len(self.golden.logit)
-            or not np.isfinite(self.golden.logit).all()
-        ):
-            raise PackError("golden logits must be finite, and at least one")
 
 
 def version(data: bytes) -> str:

@@ -25,7 +25,7 @@ def load(package: str, name: str) -> ModuleType:
     Raises:
         UnknownOption: there is no such file; the text lists those that there are.
     """
-    if "." in name:
+    if "." in name and not name.startswith("."):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -143,10 +143,12 @@ class RedisStore:
             yield _text(live)
             while True:
                 with _as_store_error():
-                    [(_, entries)] = await _reply(redis.xread({stream: last}, block=0))
-                for at, entry in entries:
-                    last = at
-                    yield _versions(entry)
+                    # Empty where an operator unblocked the client.
+                    answer = await _reply(redis.xread({stream: last}, block=0))
+                for _, entries in answer or []:
+                    for at, entry in entries:
+                        last = at
+                        yield _versions(entry)
         finally:
             await redis.aclose()
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from export import bundle as module
 from export.__main__ import app
+from export.packs import domain_pack, golden_request
 from service.contract.bundle import Bundle
-from service.contract.errors import BundleError
+from service.contract.errors import BundleError, PackError
 from service.contract.pack import GENERAL, DomainPack, version
 from service.engines import ort
 from tests.conftest import Trained
@@ -67,6 +68,40 @@ def test_packs_hold_what_the_manifest_lists_and_score_their_golden_rows(built: B
         names.append(domain)
     assert names == [GENERAL, "big", "mid", "small"]
     assert len({version(data) for _, data in built.packs()}) == 4
+
+
+def test_what_the_command_builds_from_disk_is_what_training_had_in_memory(
+    tiny: Trained, built: Bundle, tmp_path: Path
+) -> None:
+    arguments = ["build", str(tiny.folder), "--data", str(tiny.data), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    from_disk = Bundle.open(Path(done.stdout.splitlines()[-1]))
+    assert list(from_disk.packs()) == list(built.packs())
+    for domain, data in from_disk.packs():
+        expected = tiny.model.calibration[None if domain == GENERAL else domain]
+        np.testing.assert_allclose(DomainPack.from_bytes(data).calibration, expected, rtol=1e-6)
+        assert expected != (1.0, 0.0)
+
+
+def test_a_domain_without_validation_rows_gets_a_pack_that_services_take(
+    tiny: Trained, built: Bundle
+) -> None:
+    nothing = tiny.rows("valid")[:0]
+    golden = golden_request(nothing, tiny.model.schema)
+    domain_pack(tiny.model, "small", built.manifest.bundle, built.manifest.inputs, golden).check(
+        built.manifest
+    )
+
+
+def test_a_pack_that_services_would_refuse_makes_no_bundle(tiny: Trained, tmp_path: Path) -> None:
+    calibration = tiny.model.calibration
+    try:
+        tiny.model.calibration = {**calibration, "mid": (float("nan"), 0.0)}
+        with pytest.raises(PackError, match="calibration"):
+            build(tiny, tmp_path)
+    finally:
+        tiny.model.calibration = calibration
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_card_has_quality_share_and_sizes(tiny: Trained, built: Bundle) -> None:

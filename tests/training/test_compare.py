@@ -120,6 +120,7 @@ def test_merging_keeps_options_of_the_same_name_only() -> None:
         ({"rows": {"a": {"joint_of": "b"}}}, "there is no row b"),
         ({"bars": {"x": ["nobody"]}}, "there is no row nobody"),
         ({"rows": {"mix": {"change": {"data": {"name": "douban"}}}}}, "other data"),
+        ({"rows": {"a": {}, "b": {"joint_of": "a"}, "c": {"joint_of": "b"}}}, "searches for itself: c"),
         ({"seeds": []}, "seeds"),
         ({"seed": 1}, "seed"),
     ],

@@ -5,16 +5,24 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 import torch
+from rich.progress import Progress
 
 from service.contract.errors import RunError
 from tests.conftest import TINY, Trained, train
 from training import checkpoint
+from training.checkpoint import Run
+from training.data.batches import Rows
+from training.data.prepare import prepare
+from training.fit import Fit
 from training.metrics import auc
 from training.model import logits
 from training.paradigms.plate import Plate
+from training.recipe import Recipe
 
 KILLED = """
 import os, signal, sys
@@ -160,3 +168,37 @@ def test_a_mixed_model_with_enough_data_comes_within_a_point_of_the_best_auc(
         own = rows.of(at)
         found = auc(trained.model.logits(own, domain).numpy(), own.label.numpy())
         assert found > trained.prepared.about.oracle_auc[domain] - 0.01, domain
+
+
+def test_an_epoch_that_diverged_is_never_the_best(tiny: Trained, tmp_path: Path) -> None:
+    diverged = train(tmp_path / "run", tiny.data, tuning={"epochs": 2, "lr": 1e30, "batch": 128})
+    for domain in diverged.model.domains:
+        assert all(tensor.isfinite().all() for tensor in diverged.model.pack(domain).values())
+
+
+def test_a_domain_with_one_class_in_validation_is_tuned_by_log_loss(
+    tiny: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under `single` an undefined AUC would leave the initial weights."""
+    original = Rows.encode.__func__  # type: ignore[attr-defined]
+
+    def no_clicks(cls: type[Rows], frame: pl.DataFrame, *rest: Any) -> Rows:
+        if frame.height == tiny.prepared.split("valid").height:
+            frame = frame.filter((pl.col("domain") != "mid") | (pl.col("label") == 0))
+        rows: Rows = original(cls, frame, *rest)
+        return rows
+
+    monkeypatch.setattr(Rows, "encode", classmethod(no_clicks))
+    recipe = Recipe.model_validate({**TINY, "paradigm": {"name": "single"}})
+    prepared = prepare(recipe.data.name, recipe.data.options, tiny.data)
+    with Progress(disable=True) as bars:
+        fit = Fit(recipe, prepared, Run(tmp_path / "run", recipe, prepared), bars)
+        monkeypatch.setattr(fit, "_finish", lambda: None)
+        model = fit()
+    initial, tuned = model.paradigm.pack(1), model.pack("mid")
+    assert not torch.equal(initial["embedding.table"], tuned["embedding.table"])
+
+
+def test_a_rate_for_a_domain_that_does_not_exist_is_refused(tiny: Trained, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="boks"):
+        train(tmp_path / "run", tiny.data, tuning={"lr_of": {"boks": 0.1}})

@@ -45,6 +45,13 @@ def test_gauc_is_the_mean_of_users_aucs_weighted_by_rows(rows: list[tuple[int, b
         assert math.isnan(found)
 
 
+def test_scores_that_are_not_finite_have_no_auc() -> None:
+    label = np.array([0, 0, 1, 1])
+    for logit in (np.full(4, np.nan), np.array([0.0, 1.0, np.inf, 2.0])):
+        assert math.isnan(auc(logit, label))
+        assert math.isnan(gauc(logit, label, np.zeros(4, int)))
+
+
 def test_ne_by_hand() -> None:
     # Click rate 1/4: entropy 0.562335; always saying 1/2 costs ln 2 = 0.693147 a row.
     assert ne(np.zeros(4), np.array([1, 0, 0, 0])) == pytest.approx(0.693147 / 0.562335, abs=1e-5)

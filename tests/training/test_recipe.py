@@ -38,6 +38,7 @@ def test_values_from_the_file_and_the_command_line(path: Path) -> None:
     [
         (["--joint.lrate", "1"], "joint.lrate"),
         (["--joint.lr", "-1"], "joint.lr"),
+        (["--joint.lr", "["], "is not a value"),
         (["--joint.lr"], "expected --some.name VALUE"),
         (["joint.lr", "1"], "expected --some.name VALUE"),
         (["--name.x", "1"], "name has no values of its own"),

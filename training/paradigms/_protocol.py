@@ -49,9 +49,14 @@ class Paradigm(nn.Module, ABC):
 
 
 def own_copy(module: Module, owned: frozenset[str]) -> Module:
-    """A module that shares all tensors but the owned ones, of which it has copies."""
+    """A module that shares all tensors but the owned ones, of which it has copies.
+
+    It also has its own counters, such as a BatchNorm's of batches: they move with training, and decide
+    nothing.
+    """
+    counters = {name for name, tensor in module.state_dict().items() if not tensor.is_floating_point()}
     tensors = [*module.named_parameters(), *module.named_buffers()]
-    shared = {id(tensor): tensor for name, tensor in tensors if name not in owned}
+    shared = {id(tensor): tensor for name, tensor in tensors if name not in owned | counters}
     return copy.deepcopy(module, shared)
 
 
