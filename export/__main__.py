@@ -37,10 +37,9 @@ def build(
     with console.status("exporting, and comparing with torch"):
         bundle = build_bundle(recipe, prepared, model, metrics, out)
     manifest = bundle.manifest
-    share = manifest.parameters_of_domain / manifest.parameters
-    console.print(
-        f"a domain owns {manifest.parameters_of_domain:,} of {manifest.parameters:,} parameters ({share:.2%})"
-    )
+    whole = manifest.parameters
+    for what, count in (("owns", manifest.parameters_of_domain), ("tunes", manifest.parameters_tuned)):
+        console.print(f"a domain {what} {count:,} of {whole:,} parameters ({count / whole:.2%})")
     for domain, pack in bundle.packs():
         console.print(f"pack {domain}: {len(pack):,} bytes")
     for parity in manifest.parity:

@@ -59,6 +59,7 @@ def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str
                 parity=(),
                 parameters=model.parameters(),
                 parameters_of_domain=model.parameters_of_domain(),
+                parameters_tuned=model.parameters_tuned(),
                 files=_checksums(folder),
             )
             for pack in packs:

@@ -15,7 +15,7 @@ _FIGURES = {"AUC": "auc", "GAUC": "gauc", "log loss": "logloss", "NE": "ne", "EC
 
 def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Sequence[DomainPack]) -> str:
     """The model card, in Markdown with Hugging Face's front matter."""
-    share = manifest.parameters_of_domain / manifest.parameters
+    owned, tuned = manifest.parameters_of_domain, manifest.parameters_tuned
     recipe = manifest.model
     lines = [
         "---",
@@ -41,7 +41,8 @@ def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Se
         "## Size",
         "",
         f"{manifest.parameters:,} parameters as one domain sees them.",
-        f"A domain owns, and tuning trains, {manifest.parameters_of_domain:,} of them: {share:.2%}.",
+        f"A domain owns {owned:,} of them ({owned / manifest.parameters:.2%});",
+        f"tuning on its rows trains {tuned:,} ({tuned / manifest.parameters:.2%}).",
         "",
         *_table(("pack", "tensors, bytes", "file, bytes"), _sizes(packs)),
         "",

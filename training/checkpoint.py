@@ -1,10 +1,10 @@
 """A run's folder.
 
 `recipe.json` (as resolved), `weights.safetensors` (the paradigm, after the last stage over all domains
-that is complete), `domains/<domain>.safetensors` (what tuning made of it),
-`calibration.json`, `metrics.json` (last, so it
-says that the run is complete), `log.jsonl` (a line an epoch), `tensorboard/`, and while a stage is
-running `state.pt`, from which a killed run goes on. Every file is replaced whole or not at all.
+that is complete), `domains/<domain>.safetensors` (what tuning made of it), `calibration.json`,
+`metrics.json` (last, so it says that the run is complete), `log.jsonl` (a line an epoch),
+`tensorboard/`, and, while a stage is running, `state.pt`, from which a killed run goes on. Every file is
+replaced whole or not at all.
 """
 
 from __future__ import annotations

@@ -45,6 +45,12 @@ class Model:
         """Of them, those that a domain owns."""
         return sum(tensor.numel() for tensor in self.pack(None).values())
 
+    def parameters_tuned(self) -> int:
+        """Of those, the ones that a stage over each domain trains."""
+        stages = [stage for stage in self.paradigm.stages() if stage.rows == "each domain"]
+        tuned: set[str] = set().union(*(stage.trains for stage in stages))
+        return sum(tensor.numel() for name, tensor in self.pack(None).items() if name in tuned)
+
     def changed_of_domain(self) -> float:
         """Of those, how many differ from the general pack's, on average over domains."""
         general = self.pack(None)

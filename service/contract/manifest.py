@@ -65,6 +65,8 @@ class Manifest(BaseModel):
     """Of the whole model as one domain sees it."""
     parameters_of_domain: int
     """Of them, those that a domain owns."""
+    parameters_tuned: int
+    """Of those, the ones that are trained again on the domain's own rows."""
     files: dict[str, Sha256]
     """Every other file of the bundle."""
 

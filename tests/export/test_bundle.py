@@ -20,7 +20,7 @@ from service.contract.bundle import Bundle
 from service.contract.errors import BundleError, PackError
 from service.contract.pack import GENERAL, DomainPack, version
 from service.engines import ort
-from tests.conftest import Trained
+from tests.conftest import Trained, train
 from training import checkpoint
 
 
@@ -102,6 +102,14 @@ def test_a_pack_that_services_would_refuse_makes_no_bundle(tiny: Trained, tmp_pa
     finally:
         tiny.model.calibration = calibration
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_tuned_is_counted_by_hand(tiny: Trained, built: Bundle, tmp_path: Path) -> None:
+    """PLATE tunes all it owns here; a mixed model owns its bias and tunes nothing."""
+    assert built.manifest.parameters_tuned == built.manifest.parameters_of_domain
+    mixed = build(train(tmp_path / "run", tiny.data, paradigm={"name": "mix"}), tmp_path / "bundles")
+    assert (mixed.manifest.parameters_of_domain, mixed.manifest.parameters_tuned) == (1, 0)
+    assert "trains 0 (0.00%)" in (mixed.path / "CARD.md").read_text()
 
 
 def test_the_card_has_quality_share_and_sizes(tiny: Trained, built: Bundle) -> None:

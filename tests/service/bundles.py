@@ -169,6 +169,7 @@ def make_bundle(path: Path) -> Bundle:
         parity=(),
         parameters=sum(int(np.prod(shape)) for shape in OWNED.values()),
         parameters_of_domain=sum(int(np.prod(shape)) for shape in OWNED.values()),
+        parameters_tuned=sum(int(np.prod(shape)) for shape in OWNED.values()),
         files={str(file.relative_to(path)): hashing.file(file) for file in there},
     ).save(path / "manifest.json")
     return Bundle.open(path)
