@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export import graph, parity
+from export import graph, parity, weights
 from export.card import card
 from export.packs import domain_pack, golden_request
 from export.servable import ScopedModel, graph_inputs
@@ -15,7 +15,7 @@ from service.contract import files, hashing, plugins
 from service.contract.bundle import ITEMS, MANIFEST, PACKS, SCHEMA, Bundle
 from service.contract.items import ItemTable
 from service.contract.manifest import GraphInput, Manifest, Parity
-from service.contract.pack import DomainPack
+from service.contract.pack import GENERAL, Base, DomainPack, version
 from training.data.batches import Rows
 from training.data.prepare import Prepared, columns
 from training.model import Model
@@ -44,10 +44,15 @@ def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str
         with files.new_folder(out / bundle) as folder:
             for part in sorted(body.iterdir()):
                 part.rename(folder / part.name)
+            weights.save(model.paradigm.servable(), folder)
             ItemTable.encode(schema, columns(prepared.items(), schema, "item")).save(folder / ITEMS)
             packs = make_packs(model, prepared, bundle, inputs)
-            for pack in packs:
-                files.write(folder / PACKS / f"{pack.domain}.safetensors", pack.to_bytes())
+            general, *others = packs
+            data = general.to_bytes()
+            base = Base(version(data), general.tensors)
+            files.write(folder / PACKS / f"{GENERAL}.safetensors", data)
+            for pack in others:
+                files.write(folder / PACKS / f"{pack.domain}.safetensors", pack.to_bytes(base))
             manifest = Manifest(
                 name=recipe.name,
                 bundle=bundle,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from service.contract.manifest import Manifest
-from service.contract.pack import GENERAL, DomainPack
+from service.contract.pack import Base, DomainPack, version
 from training.data.prepare import About
 
 _FIGURES = {"AUC": "auc", "GAUC": "gauc", "log loss": "logloss", "NE": "ne", "ECE": "ece"}
@@ -86,8 +86,11 @@ def _quality(metrics: Mapping[str, Any], about: About) -> list[tuple[str, ...]]:
 
 
 def _sizes(packs: Sequence[DomainPack]) -> list[tuple[str, ...]]:
-    names = ((("general" if pack.domain == GENERAL else pack.domain), pack) for pack in packs)
-    return [(name, f"{pack.nbytes:,}", f"{len(pack.to_bytes()):,}") for name, pack in names]
+    general = packs[0]
+    base = Base(version(general.to_bytes()), general.tensors)
+    files = [(general, "general", general.to_bytes())]
+    files += [(pack, pack.domain, pack.to_bytes(base)) for pack in packs[1:]]
+    return [(name, f"{pack.nbytes:,}", f"{len(data):,}") for pack, name, data in files]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

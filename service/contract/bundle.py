@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from service.contract import hashing
 from service.contract.errors import BundleError
 from service.contract.items import ItemTable
 from service.contract.manifest import Manifest
-from service.contract.pack import GENERAL
+from service.contract.pack import GENERAL, Base, DomainPack, version
 from service.contract.schema import FeatureSchema
 
 MANIFEST = "manifest.json"
@@ -55,3 +56,9 @@ class Bundle:
         """Domain and bytes of every pack the bundle was made with, the general one first."""
         for domain in (GENERAL, *self.manifest.domains):
             yield domain, (self.path / PACKS / f"{domain}.safetensors").read_bytes()
+
+    @cached_property
+    def base(self) -> Base:
+        """What the packs of this bundle's domains may be differences from."""
+        data = (self.path / PACKS / f"{GENERAL}.safetensors").read_bytes()
+        return Base(version(data), DomainPack.from_bytes(data).tensors)

@@ -7,10 +7,12 @@
   * PackError           a pack is damaged, of another bundle, or does not do what it says
   * StoreError          a pack store does not answer, or was asked for something it does not have
     * UnknownVersion
+    * Conflict          something else is live than the caller expected
   * RequestError        a request that cannot be scored, and why
     * InvalidRequest    its body breaks the schema: a list of places
     * UnknownDomain
     * NotReady          nothing is loaded yet that could answer
+    * DeadlineExceeded  there is no time left to answer in
   * RunError            a training run cannot start or go on
   * SettingsError       an `MDCTR_*` variable is unknown or wrong
 """
@@ -47,6 +49,10 @@ class StoreError(MdctrError):
 
 class UnknownVersion(StoreError):
     """The pack store has no such version of this domain."""
+
+
+class Conflict(StoreError):
+    """Something else is live than the caller expected; nothing was changed."""
 
 
 class RunError(MdctrError):
@@ -87,3 +93,7 @@ class UnknownDomain(RequestError):
 
 class NotReady(RequestError):
     """Nothing is loaded yet that could answer."""
+
+
+class DeadlineExceeded(RequestError):
+    """There is no time left to answer in."""

@@ -13,7 +13,7 @@ def bucket(value: int | str, buckets: int) -> int:
     return int(xxhash.xxh3_64_intdigest(str(value).encode()) % buckets)
 
 
-def content(data: bytes) -> str:
+def content(data: bytes | memoryview) -> str:
     """The version of immutable bytes: the first 16 hexadecimal digits of their SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]
 

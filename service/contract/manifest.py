@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.contract import files
 from service.contract.errors import BundleError
 
+_BESIDE = 1_000_000
+"""Bytes that a pack's header and golden rows may take."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -69,6 +72,17 @@ class Manifest(BaseModel):
     """Of those, the ones that are trained again on the domain's own rows."""
     files: dict[str, Sha256]
     """Every other file of the bundle."""
+
+    @property
+    def pack_bytes(self) -> int:
+        """Bytes of the tensors that a domain owns."""
+        owned = (spec for spec in self.inputs if spec.scope == "pack")
+        return 4 * sum(math.prod(size for size in spec.shape if size != "B") for spec in owned)
+
+    @property
+    def most_pack_bytes(self) -> int:
+        """Bytes that a pack's file may have; a larger one is not even read."""
+        return 2 * self.pack_bytes + _BESIDE  # its smallest form is never twice as large as its tensors
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

@@ -29,7 +29,7 @@ class Engine(Protocol):
     """
 
     def load(self, pack: DomainPack) -> Handle:
-        """Make a pack's tensors resident, once a version."""
+        """Make a pack's tensors resident. Arrays that nobody can write to need not be copied."""
         ...
 
     def score(self, inputs: Arrays, under: Handle) -> npt.NDArray[np.float32]:

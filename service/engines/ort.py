@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,23 +12,20 @@ import onnxruntime
 
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
-from service.contract.pack import DomainPack, version
+from service.contract.pack import DomainPack
 from service.engines._protocol import Arrays, Handle
 
 
 @dataclass(eq=False)
 class OrtHandle:
-    """A pack's tensors, by graph input."""
+    """A pack's tensors, by graph input; None once it was released."""
 
-    tensors: Arrays
-    version: str
-    holders: int = 0
-    """How many times it was loaded and not yet released; at 0 it is refused."""
+    tensors: Arrays | None
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in (self.tensors or {}).values())
 
 
 class OrtEngine:
@@ -46,42 +43,36 @@ class OrtEngine:
             )
         except Exception as error:  # ONNX Runtime's errors have no common class but this
             raise BundleError(f"{bundle.graph} cannot be opened: {error}") from error
-        self._handles: dict[str, OrtHandle] = {}
+        self._handles: set[OrtHandle] = set()
         self._lock = threading.Lock()
 
     def load(self, pack: DomainPack) -> Handle:
-        """Make a pack's tensors resident, once a version."""
-        key = f"{pack.domain}:{version(pack.to_bytes())}"
+        """Make a pack's tensors resident."""
+        # Contiguous arrays that nobody can write to: on the CPU a session reads such arrays where they lie.
+        # Measured against OrtValues and IO binding: as fast, and without state to share.
+        handle = OrtHandle({f"pack.{name}": _own(tensor) for name, tensor in pack.tensors.items()})
         with self._lock:
-            handle = self._handles.get(key)
-            if handle is None:
-                # Arrays of our own, contiguous and aligned: on the CPU a session reads such arrays where
-                # they lie. Measured against OrtValues and IO binding: as fast, and without state to share.
-                tensors = {f"pack.{name}": np.array(tensor) for name, tensor in pack.tensors.items()}
-                handle = self._handles[key] = OrtHandle(tensors, key)
-            handle.holders += 1
-            return handle
+            self._handles.add(handle)
+        return handle
 
     def score(self, inputs: Arrays, under: Handle) -> npt.NDArray[np.float32]:
         """Logits (B,) float32, before calibration, of one request."""
-        feed: dict[str, npt.NDArray[Any]] = {**inputs, **_held(under).tensors}
+        feed: dict[str, npt.NDArray[Any]] = {**inputs, **_held(under)}
         logit: npt.NDArray[np.float32] = self._session.run(["logit"], feed)[0]
         return logit
 
     def release(self, handle: Handle) -> None:
-        """Free a pack's tensors once all who loaded them have released them."""
-        held = _held(handle)
+        """Let go of a pack's tensors."""
+        _held(handle)
         with self._lock:
-            held.holders -= 1
-            if not held.holders:
-                held.tensors = {}
-                del self._handles[held.version]
+            _free(handle)
+            self._handles.discard(cast("OrtHandle", handle))
 
     def close(self) -> None:
         """Free everything."""
         with self._lock:
-            for handle in self._handles.values():
-                handle.holders, handle.tensors = 0, {}
+            for handle in self._handles:
+                _free(handle)
             self._handles.clear()
 
 
@@ -94,7 +85,17 @@ def open(bundle: Bundle, threads: int) -> OrtEngine:  # noqa: A001 - every optio
     return OrtEngine(bundle, threads)
 
 
-def _held(handle: Handle) -> OrtHandle:
-    if not isinstance(handle, OrtHandle) or not handle.holders:
+def _held(handle: Handle) -> Arrays:
+    if not isinstance(handle, OrtHandle) or handle.tensors is None:
         raise ValueError("the pack's handle was released, or is another engine's")
-    return handle
+    return handle.tensors
+
+
+def _free(handle: Handle) -> None:
+    cast("OrtHandle", handle).tensors = None
+
+
+def _own(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers, in memory that does not change: as they lie where nobody can write to them."""
+    fixed = not tensor.flags.writeable and tensor.flags.c_contiguous and tensor.flags.aligned
+    return tensor if fixed else np.array(tensor)

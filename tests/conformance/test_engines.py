@@ -11,6 +11,7 @@ import pytest
 from service.contract import plugins
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
+from service.contract.pack import DomainPack
 from tests.service import bundles
 
 OPTIONS = plugins.names("service.engines")
@@ -71,10 +72,9 @@ def test_what_was_loaded_does_not_change_with_the_arrays_it_came_from(engine):
 
 
 @scoring
-def test_loading_twice_is_one_copy_which_the_last_release_frees(engine):
+def test_each_loading_is_released_by_itself(engine):
     first, again = engine.load(bundles.make_pack("books")), engine.load(bundles.make_pack("books"))
     assert first.nbytes == again.nbytes == sum(4 * int(np.prod(shape)) for shape in bundles.OWNED.values())
-    assert first.tensors["pack.rows"] is again.tensors["pack.rows"]
     inputs = bundles.random_inputs(2, seed=0)
     expected = engine.score(inputs, first)
     engine.release(first)
@@ -82,6 +82,45 @@ def test_loading_twice_is_one_copy_which_the_last_release_frees(engine):
     engine.release(again)
     with pytest.raises(ValueError, match="released"):
         engine.score(inputs, again)
+
+
+def fixed(tensor):
+    """The same numbers in memory that nobody can write to."""
+    return np.frombuffer(tensor.tobytes(), tensor.dtype).reshape(tensor.shape)
+
+
+@scoring
+@pytest.mark.parametrize(
+    "laid",
+    [np.asfortranarray, lambda tensor: np.repeat(tensor, 2, 0)[::2], lambda tensor: tensor.copy(), fixed],
+    ids=["columns", "strided", "writeable", "fixed"],
+)
+def test_however_the_arrays_lie_the_scores_are_numpys(engine, laid):
+    pack, inputs = bundles.make_pack("books"), bundles.random_inputs(4, seed=5)
+    tensors = {name: laid(tensor) for name, tensor in pack.tensors.items()}
+    for tensor in tensors.values():
+        if laid is not fixed:
+            tensor.flags.writeable = True
+    other = DomainPack(pack.bundle, "books", tensors, pack.golden, pack.calibration)
+    np.testing.assert_allclose(
+        engine.score(inputs, engine.load(other)), bundles.logits(pack.tensors, inputs), atol=1e-5
+    )
+
+
+def test_the_cpu_reads_what_nobody_can_write_to_where_it_lies_and_copies_the_rest(bundle):
+    engine = plugins.load("service.engines", "ort").open(bundle, 1)
+    pack = bundles.make_pack("books")
+    copied = engine.load(pack)
+    assert not any(
+        np.shares_memory(copied.tensors[f"pack.{name}"], tensor) for name, tensor in pack.tensors.items()
+    )
+    pack = DomainPack(
+        pack.bundle, "books", {name: fixed(tensor) for name, tensor in pack.tensors.items()}, pack.golden
+    )
+    read = engine.load(pack)
+    for name, tensor in pack.tensors.items():
+        assert np.shares_memory(read.tensors[f"pack.{name}"], tensor)
+    engine.close()
 
 
 @every
