@@ -14,15 +14,17 @@ def open_store(url: str, bundle: str) -> PackStore:
     """Open the store at `url`, as one bundle sees it. Nothing is connected yet.
 
     Args:
-        url: its scheme is the store's name: `redis://HOST:PORT/DB`, `rediss://...`, `directory:PATH`.
+        url: its scheme is the store's name, with `+` and a variant where the store has some:
+            `redis://HOST:PORT/DB`, `rediss+cluster://...`, `directory:PATH`.
         bundle: `Manifest.bundle`.
 
     Raises:
         UnknownOption: the URL has no scheme, or one that no store has.
     """
     scheme, colon, _ = url.partition(":")
-    if not colon or not scheme:
+    name = scheme.partition("+")[0]
+    if not colon or not name:
         # The text must not repeat the URL: it may hold a password.
         raise UnknownOption("a store's URL begins with its kind: redis://HOST:PORT/DB or directory:PATH")
-    store: PackStore = plugins.load("service.stores", _PLAIN.get(scheme, scheme)).open(url, bundle)
+    store: PackStore = plugins.load("service.stores", _PLAIN.get(name, name)).open(url, bundle)
     return store

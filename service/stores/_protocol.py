@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 Domain = str
 Version = str
+Pointers = Mapping[Domain, Version | None]
+"""By domain, the version that is live; None for a domain that was retired."""
+
+KEPT_HISTORY = 100
+"""Promotions of a domain that a store remembers."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One step of a domain's history."""
+
+    version: Version | None
+    """What became live; None retired the domain."""
+    time: float
+    """Seconds since 1970."""
+    run: str = ""
+    """Where the pack came from, in the words of who promoted it."""
+    by: str = ""
+    """Who promoted it."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A pack that a store has."""
+
+    domain: Domain
+    version: Version
+    nbytes: int
 
 
 class PackStore(Protocol):
@@ -18,15 +47,21 @@ class PackStore(Protocol):
     An option is a module with `open(url: str, bundle: str) -> PackStore`, named like the URL's scheme.
     """
 
-    async def live(self) -> Mapping[Domain, Version]:
-        """The live version of every domain."""
+    async def live(self) -> Pointers:
+        """What is live in every domain that ever was promoted."""
         ...
 
-    async def fetch(self, domain: Domain, version: Version) -> bytes:
+    async def fetch(self, domain: Domain, version: Version, most: int | None = None) -> bytes:
         """A pack's bytes, as put; who reads them compares them with the version.
+
+        Args:
+            domain: whose.
+            version: which.
+            most: bytes that the reader takes.
 
         Raises:
             UnknownVersion: the store does not have it.
+            PackError: it has more than `most` bytes; they were not read.
         """
         ...
 
@@ -34,15 +69,40 @@ class PackStore(Protocol):
         """Keep a pack and return its version. Putting the same bytes again changes nothing."""
         ...
 
-    async def promote(self, versions: Mapping[Domain, Version]) -> None:
-        """Make these versions live in one step: a reader sees all of them or none.
+    async def promote(
+        self, versions: Pointers, *, run: str = "", by: str = "", expected: Pointers | None = None
+    ) -> None:
+        """Make these versions live in one step: a reader sees all of them or none. None retires a domain.
+
+        Args:
+            versions: what shall be live.
+            run: where the packs came from, for the history.
+            by: who promotes, for the history.
+            expected: what must be live in these domains for the step to happen; None where nothing may be.
 
         Raises:
             UnknownVersion: one of them was never put; nothing is promoted.
+            Conflict: something else is live than expected; nothing is promoted.
         """
         ...
 
-    def changes(self) -> AsyncGenerator[Mapping[Domain, Version], None]:
+    async def history(self, domain: Domain) -> Sequence[Promotion]:
+        """The last promotions of a domain, oldest first; at most `KEPT_HISTORY`."""
+        ...
+
+    async def kept(self) -> Sequence[Kept]:
+        """Every pack there is, by domain and version."""
+        ...
+
+    async def remove(self, packs: Iterable[tuple[Domain, Version]], spare: int) -> Sequence[Kept]:
+        """Remove packs, and return those removed.
+
+        A version that is live, or among the last `spare` distinct versions of its domain's history, stays,
+        also if it is promoted in the same moment.
+        """
+        ...
+
+    def changes(self) -> AsyncGenerator[Pointers, None]:
         """What is live now, whole, and after it every later promotion, for as long as it is read.
 
         A reader that lost the connection (`StoreError`) calls it again, and so misses nothing. Promotions

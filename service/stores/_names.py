@@ -1,0 +1,20 @@
+"""The names that packs are kept under."""
+
+from __future__ import annotations
+
+from service.contract.errors import StoreError, UnknownVersion
+from service.contract.pack import GENERAL, valid_domain
+from service.stores._protocol import Domain, Version
+
+
+def check(domain: Domain, version: Version | None = None) -> None:
+    """Refuse what could become another key or file than that of a pack.
+
+    Raises:
+        StoreError: a domain cannot be called so.
+        UnknownVersion: nor can a version.
+    """
+    if domain != GENERAL and not valid_domain(domain):
+        raise StoreError(f"{domain!r} is not a domain's name")
+    if version is not None and not (version.isascii() and version.isalnum()):
+        raise UnknownVersion(f"{version!r} is not a version")
