@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from dataclasses import dataclass
 
 from service.contract.bundle import Bundle
@@ -38,11 +39,16 @@ async def difference(bundle: Bundle, store: PackStore) -> list[Difference]:
     return [Difference(domain, live.get(domain), version(data), len(data)) for domain, data in bundle.packs()]
 
 
-async def publish(bundle: Bundle, store: PackStore) -> list[Difference]:
+async def publish(bundle: Bundle, store: PackStore, *, by: str = "") -> list[Difference]:
     """Make a bundle's packs live, and return what that changed.
 
     Killed at any point, it leaves the store with all of the old versions live, or all of the new; run
     again, it completes.
+
+    Args:
+        bundle: what to publish; the history names it as where the packs came from.
+        store: where to.
+        by: who publishes, for the history.
 
     Raises:
         StoreError: the store does not answer.
@@ -52,5 +58,13 @@ async def publish(bundle: Bundle, store: PackStore) -> list[Difference]:
         await store.put(domain, data)
     changed = {each.domain: each.bundle for each in found if each.action != "keep"}
     if changed:
-        await store.promote(changed)
+        await store.promote(changed, run=bundle.manifest.bundle, by=by)
     return found
+
+
+def person() -> str:
+    """Who runs this command, for the history; empty where the account has no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a number without an entry, as in a container
+        return ""

@@ -9,14 +9,19 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from service import problems, runtime
-from service.api import ops, rank
+from service import problems, runtime, security
+from service.api import admin, ops, rank
+from service.api.admin_schemas import Collect, Promote, Retire, Rollback
 from service.api.requests import EveryRequest
 from service.api.schemas import Problem, RankRequest
 from service.settings import Settings
 
 _DESCRIPTION = """Ranks candidates for a user in one of many domains: one network for all of them, and one
 small pack of parameters a domain, replaced while requests flow. Errors are RFC 9457 problems."""
+
+
+_READ = (RankRequest, Promote, Rollback, Retire, Collect)
+"""Bodies that routes parse by themselves."""
 
 
 class _Application(FastAPI):
@@ -27,10 +32,11 @@ class _Application(FastAPI):
         if not self.openapi_schema:
             document = super().openapi()
             _, models = models_json_schema(
-                [(RankRequest, "validation"), (Problem, "serialization")],
+                [*((model, "validation") for model in _READ), (Problem, "serialization")],
                 ref_template="#/components/schemas/{model}",
             )
             document["components"]["schemas"].update(models["$defs"])
+            security.describe(document)
         return super().openapi()
 
 
@@ -52,8 +58,10 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"logs": False},
     )
     app.state.draining = False
+    app.state.keys = security.KeyRing(settings)
     app.add_middleware(EveryRequest)
     problems.install(app)
     app.include_router(rank.router)
+    app.include_router(admin.router)
     app.include_router(ops.router)
     return app

@@ -11,7 +11,17 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.schemas import Fault, Problem
-from service.contract.errors import InvalidRequest, NotReady, Place, RequestError, UnknownDomain
+from service.contract.errors import (
+    Conflict,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotReady,
+    PackError,
+    Place,
+    StoreError,
+    UnknownDomain,
+    UnknownVersion,
+)
 
 MEDIA_TYPE = "application/problem+json"
 _MOST_PLACES = 20
@@ -24,21 +34,30 @@ class Kind:
     status: int
     slug: str
     title: str
+    retry_after: int | None = None
+    """Seconds after which asking again may help."""
 
 
 _OF_ERROR: Mapping[type[Exception], Kind] = {
+    PackError: Kind(422, "pack-refused", "The pack is not one that would be served"),
+    StoreError: Kind(503, "store-unavailable", "The store of packs does not answer", retry_after=5),
+    UnknownVersion: Kind(404, "unknown-version", "The store has no such version"),
+    Conflict: Kind(409, "conflict", "Something else is live than was expected"),
     UnknownDomain: Kind(404, "unknown-domain", "No pack answers for this domain"),
     InvalidRequest: Kind(422, "invalid-request", "The request breaks the schema"),
+    DeadlineExceeded: Kind(504, "deadline-exceeded", "There was no time left to answer in"),
     NotReady: Kind(503, "not-ready", "Nothing is loaded yet that could answer"),
 }
 _OF_STATUS: Mapping[int, Kind] = {
     kind.status: kind
     for kind in (
         Kind(400, "malformed-body", "The body is not JSON"),
+        Kind(401, "unauthenticated", "A key is needed that the service knows"),
+        Kind(403, "forbidden", "The key is not good for this"),
         Kind(404, "not-found", "There is nothing at this path"),
         Kind(405, "method-not-allowed", "This path does not take this method"),
         Kind(413, "body-too-large", "The body is too large"),
-        Kind(415, "unsupported-media-type", "The body must be application/json"),
+        Kind(415, "unsupported-media-type", "The body must be of another type"),
     )
 }
 _INTERNAL = Kind(500, "internal", "The service is at fault")
@@ -46,7 +65,8 @@ _INTERNAL = Kind(500, "internal", "The service is at fault")
 
 def install(app: FastAPI) -> None:
     """Answer every error of an app as a problem."""
-    app.add_exception_handler(RequestError, _of_error)
+    for error in _OF_ERROR:
+        app.add_exception_handler(error, _of_error)
     app.add_exception_handler(HTTPException, _of_status)
     app.add_exception_handler(Exception, _internal)
 
@@ -59,13 +79,15 @@ def invalid(error: ValidationError) -> Exception:
     return InvalidRequest(Place(_pointer(fault["loc"]), fault["msg"]) for fault in faults)
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may end so."""
+def documented(*endings: int | type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may end so: by status, or by error where two share a status."""
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
     return {
         kind.status: {"description": kind.title, "content": {MEDIA_TYPE: {"schema": schema}}}
-        for kind in (*_OF_STATUS.values(), *_OF_ERROR.values())
-        if kind.status in statuses
+        for kind in (
+            *(kind for kind in (*_OF_STATUS.values(), *_OF_ERROR.values()) if kind.status in endings),
+            *(kind for error, kind in _OF_ERROR.items() if error in endings),
+        )
     }
 
 
@@ -75,7 +97,9 @@ def _of_error(request: Request, error: Exception) -> Response:
     if places:
         more = f", and {len(places) - 1} more" if len(places) > 1 else ""
         detail = f"{places[0].pointer}: {places[0].detail}{more}"
-    return _answer(request, _OF_ERROR[type(error)], detail, places)
+    kind = next(_OF_ERROR[base] for base in type(error).__mro__ if base in _OF_ERROR)
+    headers = {"Retry-After": str(kind.retry_after)} if kind.retry_after else None
+    return _answer(request, kind, detail, places, headers)
 
 
 def _of_status(request: Request, error: Exception) -> Response:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.api.schemas import FieldInfo, Health, Info, Readiness
 from service.runtime import Runtime
@@ -43,7 +44,13 @@ async def readyz(request: Request, response: Response) -> Readiness:
     ready = not missing and not draining
     response.status_code = 200 if ready else 503
     domains = {domain: domain not in missing for domain in runtime.bundle.manifest.domains}
-    return Readiness(ready=ready, draining=draining, domains=domains)
+    return Readiness(
+        ready=ready,
+        draining=draining,
+        settled=runtime.packs.settled.is_set(),
+        from_shelf=runtime.packs.from_shelf,
+        domains=domains,
+    )
 
 
 @router.get(
@@ -54,7 +61,8 @@ async def readyz(request: Request, response: Response) -> Readiness:
 async def metrics(request: Request) -> Response:
     """What is measured, for Prometheus."""
     runtime: Runtime = request.app.state.runtime
-    return Response(generate_latest(runtime.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    runtime.metrics.ready.set(float(not runtime.router.missing()))
+    return Response(runtime.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/info")
@@ -65,6 +73,7 @@ async def info(request: Request) -> Info:
     return Info(
         version=_software(),
         bundle=bundle.manifest.bundle,
+        worker=os.getpid(),
         engine=settings.engine,
         unknown_domain=settings.unknown_domain,
         max_candidates=settings.max_candidates,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 from time import perf_counter
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service import problems
+from service.api import bodies
 from service.api.schemas import Domains, DomainState, RankAnswer, RankRequest, Refused
 from service.runtime import Runtime
+from service.security import guarded, may_rank
 
-router = APIRouter(prefix="/v1/domains", tags=["rank"])
+router = APIRouter(prefix="/v1/domains", tags=["rank"], route_class=guarded(may_rank))
 
 _SCHEMA = {"$ref": f"#/components/schemas/{RankRequest.__name__}"}
 
@@ -20,7 +23,7 @@ _SCHEMA = {"$ref": f"#/components/schemas/{RankRequest.__name__}"}
 @router.post(
     "/{domain}/rank",
     response_model=RankAnswer,
-    responses=problems.documented(400, 404, 413, 415, 422, 503),
+    responses=problems.documented(400, 401, 404, 413, 415, 422, 503, 504),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -37,13 +40,15 @@ async def rank(domain: str, request: Request) -> Response:
     record = request.state.record
     record["domain"] = domain
     # Parsed here: FastAPI makes Python objects first and checks them after, which takes half as long again.
-    body = await _body(request, runtime.settings.max_body_bytes)
-    try:
-        asked = RankRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise problems.invalid(error) from None
-    ranking = runtime.scorer.rank(
-        domain, asked.user, asked.context, asked.ids, asked.items, top_k=asked.top_k
+    asked = await bodies.parse(request, runtime.settings.max_body_bytes, RankRequest)
+    ranking = await runtime.scorer.rank(
+        domain,
+        asked.user,
+        asked.context,
+        asked.ids,
+        asked.items,
+        top_k=asked.top_k,
+        seconds=_seconds(request, runtime.settings.deadline_ms),
     )
     runtime.observe(ranking, len(asked.ids))
     record.update(pack=ranking.pack, candidates=len(asked.ids))
@@ -65,7 +70,7 @@ async def rank(domain: str, request: Request) -> Response:
     return Response(content, media_type="application/json", headers={"Server-Timing": header})
 
 
-@router.get("")
+@router.get("", responses=problems.documented(401))
 async def domains(request: Request) -> Domains:
     """Every domain that the bundle declares or the store names, and the packs behind it."""
     runtime: Runtime = request.app.state.runtime
@@ -77,26 +82,23 @@ async def domains(request: Request) -> Domains:
             DomainState(
                 domain=domain,
                 live=packs.live.get(domain),
-                serving=serving.version if serving else None,
+                serving=packs.good.get(domain),
                 refused=Refused(version=refusal.version, reason=refusal.reason) if refusal else None,
+                resident=serving is not None,
                 bytes=serving.handle.nbytes if serving else 0,
             )
         )
-    return Domains(bundle=runtime.bundle.manifest.bundle, domains=states)
+    return Domains(bundle=runtime.bundle.manifest.bundle, worker=os.getpid(), domains=states)
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body, no more of it than is taken.
-
-    FastAPI's own limit answers in plain text, where every other error here is a problem.
-    """
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
-        raise HTTPException(415, "the body must be application/json")
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            raise HTTPException(413, f"the body has more than {most} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+def _seconds(request: Request, otherwise_ms: float) -> float:
+    """What is left of the time that the caller, or else the service, gives a request."""
+    given = request.headers.get("x-deadline-ms")
+    try:
+        allowed = otherwise_ms if given is None else float(given)
+    except ValueError:
+        allowed = math.nan
+    if not 0 < allowed < math.inf:
+        raise HTTPException(400, "X-Deadline-Ms must be a number of milliseconds above 0")
+    spent: float = perf_counter() - request.state.started
+    return allowed / 1e3 - spent

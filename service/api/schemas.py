@@ -107,14 +107,20 @@ class DomainState(BaseModel):
     """The version that answers."""
     refused: Refused | None
     """Why the live version does not answer."""
+    resident: bool
+    """Whether it answers at once; else the next request brings it back."""
     bytes: int
-    """Of the pack that answers."""
+    """Of the pack, if it is resident."""
 
 
 class Domains(BaseModel):
     """Every domain that the bundle declares or the store names."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     bundle: str
+    worker: int
+    """The process that answered; each follows the store by itself."""
     domains: list[DomainState]
 
 
@@ -132,6 +138,10 @@ class Readiness(BaseModel):
     ready: bool
     draining: bool
     """The service was told to stop."""
+    settled: bool
+    """Everything that was live at the start was loaded, or left to be loaded when it is asked for."""
+    from_shelf: bool
+    """The store has not answered since the start; what served last time serves."""
     domains: dict[str, bool]
     """By declared domain, whether a pack answers for it."""
 
@@ -156,6 +166,8 @@ class Info(BaseModel):
     version: str
     """Of this software."""
     bundle: str
+    worker: int
+    """The process that answered."""
     engine: str
     unknown_domain: str
     """What answers for a domain without a pack."""

@@ -34,7 +34,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield redis
 
 
-async def live(url: str, bundle: str) -> Mapping[str, str]:
+async def live(url: str, bundle: str) -> Mapping[str, str | None]:
     store = open_store(url, bundle)
     try:
         return dict(await store.live())
@@ -77,7 +77,7 @@ async def put(self, domain, data):
         os.kill(os.getpid(), signal.SIGKILL)
     return await original(self, domain, data)
 
-async def promote(self, versions):
+async def promote(self, versions, **about):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(store, sys.argv[1], {"put": put, "promote": promote}[sys.argv[1]])
