@@ -1,4 +1,4 @@
-"""`python -m export`: build, check, publish.
+"""`python -m export`: build, check, publish, add a domain, and the life cycle of packs.
 
 Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 """
@@ -14,15 +14,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from export import add_domain as adding
+from export import lifecycle
 from export.bundle import build as build_bundle
-from export.publish import Difference, difference
+from export.publish import Difference, difference, person
 from export.publish import publish as publish_bundle
 from service.contract import cli
 from service.contract.bundle import Bundle
+from service.contract.errors import StoreError
 from service.stores._open import open_store
 from training import checkpoint
+from training.__main__ import OVERRIDES, progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(lifecycle.app, name="packs")
 
 
 @app.command()
@@ -71,10 +76,36 @@ def publish(
     Console().print(table)
 
 
+@app.command(context_settings=OVERRIDES)
+def add_domain(
+    context: typer.Context,
+    name: str,
+    *,
+    data: Annotated[Path, typer.Option(help="The domain's rows, .parquet or .csv.")],
+    bundle: Annotated[Path, typer.Option(help="The bundle's folder.")],
+    store: Annotated[
+        str | None, typer.Option(envvar="MDCTR_STORE", help="redis://host:port/db, or directory:PATH.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the pack as this file, too.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Also if the domain is live.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tune and report; publish nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Tune a pack for a new domain and make it live. `--tuning.lr 1e-3` and the like change single values."""
+    if store is None and not dry_run:
+        raise StoreError("give a --store to publish to, or --dry-run to publish nothing")
+    addition = adding.Addition(name, data, Bundle.open(bundle), context.args)
+    report = adding.add(addition, None if dry_run else store, out, replace=replace, progress=progress())
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        adding.show(report, Console())
+
+
 async def _publish(bundle: Bundle, url: str, dry_run: bool) -> list[Difference]:
     store = open_store(url, bundle.manifest.bundle)
     try:
-        return await (difference if dry_run else publish_bundle)(bundle, store)
+        return await (difference(bundle, store) if dry_run else publish_bundle(bundle, store, by=person()))
     finally:
         await store.close()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
 
 from export.servable import ScopedModel
 from service.contract.manifest import GraphInput
@@ -19,11 +20,18 @@ OUTPUT = "logit"
 WEIGHTS = "graph.onnx.data"
 """The body's weights, beside the graph: engines map them, so that processes share one copy."""
 _EXTERNAL_FROM = 1024
+_ROWS = 3
+"""Candidates of the example: torch.export takes sizes of 0 and 1 for constants."""
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
 def write(model: ScopedModel, inputs: Sequence[GraphInput], path: Path) -> None:
-    """Export to `path`, its weights to `WEIGHTS` in the same folder.
+    """Export to `path`, its weights to `WEIGHTS` in the same folder."""
+    save(export(model, inputs), path)
+
+
+def export(model: nn.Module, inputs: Sequence[GraphInput]) -> onnx.ModelProto:
+    """The graph of a module that takes `inputs` in order and gives logits (B,).
 
     The exporter writes the stack of every node, with paths of this machine, into the file; that is taken
     out, so that equal models give equal bytes wherever they are exported.
@@ -46,6 +54,11 @@ def write(model: ScopedModel, inputs: Sequence[GraphInput], path: Path) -> None:
         raise RuntimeError("torch.onnx.export returned no program")
     proto = program.model_proto
     _strip(proto)
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a graph, and its weights to `WEIGHTS` in the same folder."""
     onnx.save_model(
         proto,
         str(path),
@@ -79,8 +92,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _example(spec: GraphInput) -> torch.Tensor:
-    # Three rows: torch.export takes sizes of 0 and 1 for constants.
-    shape = tuple(3 if size == "B" else size for size in spec.shape)
+    shape = tuple(_ROWS if size == "B" else size for size in spec.shape)
     return torch.zeros(shape, dtype=_DTYPES[spec.dtype])
 
 

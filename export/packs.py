@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from service.contract.manifest import GraphInput
 from service.contract.pack import GENERAL, DomainPack, Golden
 from service.contract.schema import FeatureSchema, Inputs
 from training.data.batches import Arrays, Rows
 from training.model import Model
+from training.paradigms._protocol import Pack
 
 GOLDEN_ROWS = 8
 """Candidates of a pack's golden request; the last is an item of which nothing is known."""
@@ -60,14 +62,45 @@ def domain_pack(
         inputs: the graph's.
         golden: one request (1, ...) and its items (B, ...).
     """
-    pack = model.pack(domain)
+    pack, servable = model.pack(domain), model.paradigm.servable()
+    return pack_of(
+        servable,
+        pack,
+        golden,
+        domain=GENERAL if domain is None else domain,
+        calibration=model.calibration[domain],
+        bundle=bundle,
+        inputs=inputs,
+    )
+
+
+def pack_of(
+    servable: nn.Module,
+    pack: Pack,
+    golden: Arrays,
+    *,
+    domain: str,
+    calibration: tuple[float, float],
+    bundle: str,
+    inputs: Sequence[GraphInput],
+) -> DomainPack:
+    """A pack out of its tensors, with golden rows that torch scores here.
+
+    Args:
+        servable: the one-domain form.
+        pack: the domain's tensors in it.
+        golden: one request (1, ...) and its items (B, ...).
+        domain: whose it is.
+        calibration: (a, b) of the served logit.
+        bundle: the bundle's id.
+        inputs: the graph's.
+    """
     with torch.inference_mode():
-        servable = model.paradigm.servable().eval()
-        logit = torch.func.functional_call(servable, pack, golden)
+        logit = torch.func.functional_call(servable.eval(), pack, golden)
     return DomainPack(
         bundle=bundle,
-        domain=GENERAL if domain is None else domain,
+        domain=domain,
         tensors={name: tensor.numpy() for name, tensor in pack.items()},
         golden=Golden(named(golden, inputs), logit.numpy()),
-        calibration=np.array(model.calibration[domain], np.float32),
+        calibration=np.array(calibration, np.float32),
     )

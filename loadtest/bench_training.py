@@ -40,7 +40,8 @@ from training.backbones import deepfm
 from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, prepare
-from training.fit import Fit, Pass
+from training.fit import Fit
+from training.loop import Loop, Outcome, Pass
 from training.recipe import Choice, Optimisation, Recipe
 
 RIVALS = ("torch_rechub", "fuxictr")
@@ -52,26 +53,33 @@ class RivalError(MdctrError):
     """Another library's process did not start, or ended; the text says why."""
 
 
+class Stopped(Loop):
+    """Keeps what it should have trained."""
+
+    work: Pass
+
+    def __call__(self, work: Pass) -> Outcome:
+        """Nothing but note the work."""
+        self.work = work
+        return Outcome(0, 0, float("nan"))
+
+
 class Ours(Fit):
     """The real loop, stopped before its first epoch, to be run epoch by epoch."""
 
-    work: Pass
-    optimiser: torch.optim.Optimizer
     epochs = 0
 
     def __init__(self, recipe: Recipe, prepared: Prepared, rows: Rows, folder: Path) -> None:
         super().__init__(recipe, prepared, Run(folder, recipe, prepared), Progress(disable=True))
         self.train = rows
+        self.loop = self.stopped = Stopped(recipe.seed, self.progress)
         self._all_domains(self.model.paradigm.stages()[0])
-
-    def _optimise(self, work: Pass) -> None:
-        self.work = work
-        self.optimiser = _adam(work.module, self.recipe)
+        self.optimiser = _adam(self.stopped.work.module, recipe)
 
     def seconds(self) -> float:
         """Train for an epoch and say how long it took."""
         self.epochs += 1
-        return _seconds(lambda: self._epoch(self.work, self.epochs, self.optimiser, ()))
+        return _seconds(lambda: self.loop.epoch(self.stopped.work, self.epochs, self.optimiser, ()))
 
 
 class Bare:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -88,14 +89,24 @@ class Recipe(BaseModel):
             raise RunError(f"cannot read recipe {path}: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
             raise RunError(f"recipe {path} is not a mapping")
+        return cls.resolve(data, overrides)
+
+    @classmethod
+    def resolve(cls, data: Mapping[str, Any], overrides: Sequence[str] = (), what: str = "recipe") -> Recipe:
+        """A recipe out of what a file holds, with single values changed as in `load`.
+
+        Raises:
+            RunError: a value is unknown or wrong; the text names the place.
+        """
+        changed = copy.deepcopy(dict(data))
         for name, value in _pairs(overrides):
             try:
-                _put(data, name.split("."), yaml.safe_load(value))
+                _put(changed, name.split("."), yaml.safe_load(value))
             except yaml.YAMLError as error:
                 raise RunError(
                     f"--{name}: {value!r} is not a value: {' '.join(str(error).split())}"
                 ) from error
-        return parse(cls, data, "recipe")
+        return parse(cls, changed, what)
 
 
 def parse(model: type[M], data: object, what: str) -> M:

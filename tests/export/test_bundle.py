@@ -61,7 +61,7 @@ def test_packs_hold_what_the_manifest_lists_and_score_their_golden_rows(built: B
     engine = ort.open(built, threads=1)
     names = []
     for domain, data in built.packs():
-        pack = DomainPack.from_bytes(data)
+        pack = DomainPack.from_bytes(data, built.base)
         pack.check(built.manifest)
         found = engine.score(pack.golden.inputs, engine.load(pack))
         np.testing.assert_allclose(found, pack.golden.logit, atol=1e-5)
@@ -79,7 +79,9 @@ def test_what_the_command_builds_from_disk_is_what_training_had_in_memory(
     assert list(from_disk.packs()) == list(built.packs())
     for domain, data in from_disk.packs():
         expected = tiny.model.calibration[None if domain == GENERAL else domain]
-        np.testing.assert_allclose(DomainPack.from_bytes(data).calibration, expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            DomainPack.from_bytes(data, from_disk.base).calibration, expected, rtol=1e-6
+        )
         assert expected != (1.0, 0.0)
 
 
