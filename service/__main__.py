@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from pathlib import Path
 
 import typer
 from pydantic import ValidationError
@@ -14,11 +17,12 @@ from service.contract.bundle import Bundle
 from service.contract.errors import SettingsError
 from service.contract.pack import version
 from service.features import RequestEncoder
-from service.resident import admit
+from service.resident import load, parse
 from service.server import Server
 from service.settings import Settings
 from service.stores._open import open_store
-from service.telemetry import configure_logs
+from service.telemetry import WORKERS_FOLDER, configure_logs
+from service.workers import Workers
 
 app = typer.Typer(
     help="Serve a bundle. Settings are MDCTR_* environment variables.",
@@ -34,6 +38,14 @@ def run() -> None:
     settings = _settings()
     Bundle.open(settings.bundle)  # so that a wrong one is one line, and not a server's traceback
     configure_logs(settings.log_format)
+    if settings.workers > 1:
+        with tempfile.TemporaryDirectory(prefix="mdctr-", ignore_cleanup_errors=True) as folder:
+            shelf = settings.shelf or Path(folder) / "shelf"
+            counted = Path(folder) / "counted"
+            counted.mkdir()
+            os.environ[WORKERS_FOLDER] = str(counted)
+            Workers(settings.model_copy(update={"shelf": shelf})).run()
+        return
     try:
         Server(settings).run()
     except SystemExit:  # uvicorn's own, after it logged why it could not start
@@ -49,14 +61,7 @@ def check() -> None:
     engine = runtime.open_engine(settings, bundle)
     RequestEncoder(bundle, settings.max_candidates)
     checked = [
-        admit(
-            data,
-            domain,
-            version(data),
-            manifest=bundle.manifest,
-            engine=engine,
-            tolerance=settings.golden_tolerance,
-        )
+        load(parse(data, domain, version(data), bundle), version(data), engine, settings.golden_tolerance)
         for domain, data in bundle.packs()
     ]
     cli.result(f"{bundle.manifest.bundle}: {len(checked)} packs score as they should")

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contract import pack as packs
+from service.contract.bundle import Bundle
 from service.contract.errors import PackError
-from service.contract.manifest import Manifest
 from service.contract.pack import DomainPack
 from service.engines._protocol import Engine, Handle
 from service.stores._protocol import Domain, Version
@@ -22,6 +22,8 @@ class Resident:
     A request holds it (`with`) from its start to its end; once superseded, the last to hold it releases
     it. Both happen on the event loop only, so counting needs no lock.
     """
+
+    __slots__ = ("_engine", "_superseded", "_uses", "domain", "handle", "scale", "shift", "since", "version")
 
     def __init__(self, version: Version, pack: DomainPack, engine: Engine) -> None:
         self.domain, self.version = pack.domain, version
@@ -52,28 +54,39 @@ class Resident:
             self._engine.release(self.handle)
 
 
-def admit(
-    data: bytes, domain: Domain, version: Version, *, manifest: Manifest, engine: Engine, tolerance: float
-) -> Resident:
-    """Load a pack, after everything that can be known about it was checked.
+def parse(data: bytes, domain: Domain, version: Version, bundle: Bundle) -> DomainPack:
+    """Read a pack, after everything that can be known about it without scoring was checked.
 
     Args:
         data: the pack's bytes.
         domain: what it must be for.
         version: what its content must hash to.
-        manifest: of the bundle that it must belong to.
+        bundle: that it must belong to.
+
+    Raises:
+        PackError: it is not what it should be.
+    """
+    if packs.version(data) != version:
+        raise PackError(f"its content is version {packs.version(data)}, not {version}")
+    pack = DomainPack.from_bytes(data, bundle.base)
+    if pack.domain != domain:
+        raise PackError(f"it is of domain {pack.domain!r}, not {domain!r}")
+    pack.check(bundle.manifest)
+    return pack
+
+
+def load(pack: DomainPack, version: Version, engine: Engine, tolerance: float) -> Resident:
+    """Load a pack that was checked, and score its golden rows.
+
+    Args:
+        pack: what to load.
+        version: which it is.
         engine: where it is loaded.
         tolerance: how far the probabilities of its golden rows may be from training's.
 
     Raises:
-        PackError: it is not what it should be, or does not score as it should.
+        PackError: it does not score as it should; it is not loaded.
     """
-    if packs.version(data) != version:
-        raise PackError(f"its content is version {packs.version(data)}, not {version}")
-    pack = DomainPack.from_bytes(data)
-    if pack.domain != domain:
-        raise PackError(f"it is of domain {pack.domain!r}, not {domain!r}")
-    pack.check(manifest)
     resident = Resident(version, pack, engine)
     try:
         _check_golden(pack, resident.handle, engine, tolerance)
@@ -81,6 +94,15 @@ def admit(
         resident.supersede()
         raise
     return resident
+
+
+def check_golden(pack: DomainPack, engine: Engine, tolerance: float) -> None:
+    """Score a pack's golden rows without keeping it loaded.
+
+    Raises:
+        PackError: it does not score as it should.
+    """
+    load(pack, "", engine, tolerance).supersede()
 
 
 def sigmoid(logit: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

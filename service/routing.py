@@ -2,56 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+from collections.abc import Collection
 from typing import Literal
 
-from service.contract.errors import NotReady, UnknownDomain
+from service.contract.errors import DeadlineExceeded, NotReady, UnknownDomain
 from service.contract.pack import GENERAL, valid_domain
+from service.packs import PackCache
 from service.resident import Resident
 from service.stores._protocol import Domain
 
-UnknownPolicy = Literal["refuse", "general"]
+REFUSE, GENERAL_PACK = "refuse", "general"
+"""What may answer for an unknown domain, beside `domain:NAME`."""
+ColdPolicy = Literal["wait", "general"]
 
 
 class Router:
-    """A domain's own pack where there is one; else what the policy says."""
+    """A domain's own pack where there is one; else what the policies say."""
 
     def __init__(
-        self, resident: Mapping[Domain, Resident], declared: Collection[Domain], unknown: UnknownPolicy
+        self, packs: PackCache, declared: Collection[Domain], unknown: str, cold: ColdPolicy = "wait"
     ) -> None:
-        """Route over `resident` as it changes.
+        """Route over `packs` as they change.
 
         Args:
-            resident: the packs that serve.
+            packs: the packs that serve.
             declared: domains that the bundle has packs for.
-            unknown: what answers for a domain without a pack.
+            unknown: what answers for a domain without a pack: `refuse`, `general`, or `domain:NAME`.
+            cold: whether a request for a domain that is not resident waits for it, or has the general pack.
         """
-        self._resident, self._declared, self._general = resident, declared, unknown == "general"
+        self._packs, self._declared, self._cold = packs, declared, cold
+        kind, _, name = unknown.partition(":")
+        self._fallback = {REFUSE: None, GENERAL_PACK: GENERAL}.get(kind, name)
 
-    def route(self, domain: str) -> Resident:
-        """The pack that answers for a domain.
+    async def route(self, domain: str, seconds: float) -> Resident:
+        """The pack that answers for a domain. Hold it before anything else is awaited.
+
+        Args:
+            domain: asked for.
+            seconds: how long a domain that is not resident may take to come.
 
         Raises:
-            UnknownDomain: none does.
+            UnknownDomain: no pack answers.
             NotReady: none does yet.
+            DeadlineExceeded: none does in time.
         """
-        # The name check also keeps the general pack from being asked for by its own name.
+        own = self._packs.get(domain)
+        # The general pack is not asked for by its own name.
+        if own is not None and domain != GENERAL:
+            return own
         if not valid_domain(domain):
             raise UnknownDomain(domain)
-        own = self._resident.get(domain)
-        if own is not None:
-            return own
-        if self._general:
-            general = self._resident.get(GENERAL)
-            if general is None:
-                raise NotReady("the general pack is not loaded yet")
-            return general
-        if domain in self._declared:
-            raise NotReady(f"the pack of {domain} is not loaded yet")
+        if self._packs.cold(domain):
+            return await self._when_cold(domain, seconds)
+        if self._fallback is not None:
+            return await self._instead(self._fallback, seconds)
+        if domain in self._declared or domain in self._packs.live:
+            refusal = self._packs.refused.get(domain)
+            why = f" and was refused: {refusal.reason}" if refusal else " yet"
+            raise NotReady(f"the pack of {domain} is not loaded{why}")
         raise UnknownDomain(domain)
 
     def missing(self) -> list[Domain]:
         """Declared domains for which nothing answers; none of them is what makes the service ready."""
-        if self._general and GENERAL in self._resident:
+        packs = self._packs
+        if self._fallback is not None and self._fallback in packs.resident:
             return []
-        return [domain for domain in self._declared if domain not in self._resident]
+        settled = packs.settled.is_set()
+        return [
+            domain
+            for domain in self._declared
+            if domain not in packs.resident and not (settled and packs.cold(domain))
+        ]
+
+    async def _when_cold(self, domain: str, seconds: float) -> Resident:
+        if self._cold == "general":
+            general = self._packs.get(GENERAL)
+            if general is not None:
+                self._packs.fetch_soon(domain)
+                return general
+        return await self._brought(domain, seconds)
+
+    async def _instead(self, domain: Domain, seconds: float) -> Resident:
+        found = self._packs.get(domain)
+        if found is not None:
+            return found
+        if self._packs.cold(domain):
+            return await self._brought(domain, seconds)
+        what = "general pack" if domain == GENERAL else f"pack of {domain}, which answers instead,"
+        raise NotReady(f"the {what} is not loaded yet")
+
+    async def _brought(self, domain: Domain, seconds: float) -> Resident:
+        try:
+            async with asyncio.timeout(seconds):
+                # Again, should it have been evicted between its coming and our turn.
+                while (found := self._packs.get(domain)) is None:
+                    await self._packs.bring(domain)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the pack of {domain} did not come in time") from None
+        return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -15,12 +17,18 @@ from service.contract.bundle import Bundle
 from service.contract.pack import GENERAL
 from service.engines._protocol import Engine
 from service.features import RequestEncoder
+from service.loading import Loader
 from service.packs import PackCache
 from service.routing import Router
 from service.scoring import Ranking, Scorer
 from service.settings import Settings
+from service.shelf import Shelf
 from service.stores._open import open_store
+from service.stores._protocol import PackStore
 from service.telemetry import Metrics
+
+_LOOK = 1.0
+"""Seconds between two measurements of what is not counted as it happens."""
 
 log = structlog.get_logger()
 
@@ -32,6 +40,8 @@ class Runtime:
     settings: Settings
     bundle: Bundle
     metrics: Metrics
+    store: PackStore
+    engine: Engine
     packs: PackCache
     router: Router
     scorer: Scorer
@@ -49,8 +59,7 @@ class Runtime:
 
     def count(self, domain: str, status: int, seconds: float) -> None:
         """Count an answered rank request."""
-        known = domain in self.packs.resident or domain in self.bundle.manifest.domains
-        label = domain if known else "other"
+        label = self.metrics.known(domain)
         self.metrics.requests.labels(label, status).inc()
         self.metrics.request_seconds.labels(label).observe(seconds)
 
@@ -86,27 +95,61 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
     """
     metrics = Metrics()
     bundle = Bundle.open(settings.bundle)
+    for domain in bundle.manifest.domains:
+        metrics.label(domain)
     engine = open_engine(settings, bundle)
     store = open_store(settings.store, bundle.manifest.bundle)
-    packs = PackCache(store, engine, bundle.manifest, settings.golden_tolerance, metrics)
-    router = Router(packs.resident, bundle.manifest.domains, settings.unknown_domain)
-    scorer = Scorer(router, RequestEncoder(bundle, settings.max_candidates), engine)
-    metrics.ready.set_function(lambda: float(not router.missing()))
-    follower = asyncio.create_task(packs.follow(), name="follow the store")
-    freezer = asyncio.create_task(_freeze_once_settled(packs), name="freeze what was loaded")
-    # Without the store's URL, which may hold a password.
-    resolved = settings.model_dump(mode="json", exclude={"store"})
-    log.info("starts", bundle=bundle.manifest.bundle, settings=resolved)
-    try:
-        yield Runtime(settings, bundle, metrics, packs, router, scorer, follower)
-    finally:
-        for task in (follower, freezer):
-            task.cancel()
-        await asyncio.gather(follower, freezer, return_exceptions=True)
-        packs.close()
-        await store.close()
-        engine.close()
-        gc.unfreeze()
+    async with AsyncExitStack() as stack:
+        folder = settings.shelf or Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="mdctr-shelf-", ignore_cleanup_errors=True)
+            )
+        )
+        shelf = Shelf(folder, bundle.manifest.bundle, settings.shelf_bytes)
+        packs = PackCache(
+            store,
+            Loader(store, engine, bundle, shelf, settings.golden_tolerance),
+            shelf,
+            metrics,
+            most_bytes=settings.resident_bytes,
+            pinned=settings.pinned,
+            declared=bundle.manifest.domains,
+        )
+        router = Router(packs, bundle.manifest.domains, settings.unknown_domain, settings.cold_domain)
+        scorer = Scorer(router, RequestEncoder(bundle, settings.max_candidates), engine)
+        tasks = [
+            asyncio.create_task(packs.follow(), name="follow the store"),
+            asyncio.create_task(_freeze_once_settled(packs), name="freeze what was loaded"),
+            asyncio.create_task(_measure(packs, router, metrics), name="measure"),
+        ]
+        # Without the store's URL, which may hold a password.
+        resolved = settings.model_dump(mode="json", exclude={"store"})
+        log.info("starts", bundle=bundle.manifest.bundle, settings=resolved)
+        try:
+            yield Runtime(settings, bundle, metrics, store, engine, packs, router, scorer, tasks[0])
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if packs.changed.is_set():
+                packs.remember()
+            packs.close()
+            await store.close()
+            engine.close()
+            gc.unfreeze()
+
+
+async def _measure(packs: PackCache, router: Router, metrics: Metrics) -> None:
+    """Keep gauges true, and what serves noted on the shelf."""
+    while True:
+        metrics.ready.set(float(not router.missing()))
+        metrics.resident_packs.set(len(packs.resident))
+        metrics.resident_bytes.set(packs.nbytes)
+        metrics.from_shelf.set(float(packs.from_shelf))
+        if packs.changed.is_set():
+            packs.changed.clear()
+            await asyncio.to_thread(packs.remember)
+        await asyncio.sleep(_LOOK)
 
 
 async def _freeze_once_settled(packs: PackCache) -> None:

@@ -38,7 +38,7 @@ class Scorer:
     def __init__(self, router: Router, encoder: RequestEncoder, engine: Engine) -> None:
         self._router, self._encoder, self._engine = router, encoder, engine
 
-    def rank(
+    async def rank(
         self,
         domain: str,
         user: Mapping[str, Any],
@@ -47,18 +47,30 @@ class Scorer:
         items: Mapping[str, Sequence[Any]],
         *,
         top_k: int | None = None,
+        seconds: float = 1.0,
     ) -> Ranking:
         """Score candidates, in their order; with `top_k` the best so many, best first.
 
-        It is called on the event loop and does not await: a request takes a fraction of a millisecond, and a
-        thread would add its hand-over to that and then compete with the loop for the interpreter.
+        It runs on the event loop and awaits nothing but a pack that is not resident: a request takes a
+        fraction of a millisecond, and a thread would add its hand-over to that and then compete with the loop
+        for the interpreter.
+
+        Args:
+            domain: whose pack scores.
+            user: the user's fields.
+            context: the request's own.
+            ids: of the candidates.
+            items: columns of the candidates' fields.
+            top_k: answer only the best.
+            seconds: how long a pack that is not resident may take to come.
 
         Raises:
             UnknownDomain: no pack answers for the domain.
             NotReady: none does yet.
+            DeadlineExceeded: none does in time.
             InvalidRequest: a value does not fit its field.
         """
-        with self._router.route(domain) as pack:
+        with await self._router.route(domain, seconds) as pack:
             started = perf_counter()
             encoded = self._encoder.encode(user, context, ids, items)
             encoded_at = perf_counter()

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "MDCTR_"
 _NOT_OURS = {"MDCTR_DATA_DIR"}
 """Variables with the prefix that other commands read."""
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise ValueError("a name stands twice")
+    return names
+
+
+def _decoded(given: Any) -> Any:  # noqa: ANN401 - whatever the sources gave
+    """JSON as an object; its text is never repeated, because it holds secrets."""
+    if not isinstance(given, str):
+        return given
+    try:
+        decoded = json.loads(given or "{}", object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        twice = not isinstance(error, (json.JSONDecodeError, RecursionError))
+        raise ValueError("a name stands twice" if twice else "it is not JSON") from None
+    return decoded
+
+
+def _sendable(keys: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    for name, secret in keys.items():
+        value = secret.get_secret_value()
+        if not value.isascii() or not value.isprintable() or " " in value:
+            raise ValueError(f"the key of {name} must be printable ASCII without spaces, to fit a header")
+    return keys
+
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_Secret = Annotated[SecretStr, Field(min_length=16)]
+Keys = Annotated[
+    dict[_Name, _Secret], NoDecode, BeforeValidator(_decoded), AfterValidator(_sendable), Field(repr=False)
+]
 
 
 class Settings(BaseSettings):
@@ -33,21 +69,45 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """The address to listen on."""
     allow_public: bool = False
-    """Listen on an address that is not this machine's own, although requests are not authenticated."""
+    """Listen on an address that is not this machine's own, although no rank keys are set."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """The port to listen on; 0 takes a free one."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that answer; they share packs, item table and weights."""
     engine: str = "ort"
     """What scores: a module of `service.engines`, or a dotted name."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads that one request's scoring may use."""
     golden_tolerance: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """How far a pack's golden rows may be from training's probabilities; a pack further off is refused."""
-    unknown_domain: Literal["refuse", "general"] = "refuse"
-    """What answers for a domain without a pack: a 404, or the general pack."""
+    unknown_domain: Annotated[str, Field(pattern=r"^(refuse|general|domain:[a-z0-9][a-z0-9._-]{0,63})$")] = (
+        "refuse"
+    )
+    """What answers for a domain without a pack: `refuse`, a 404; `general`, the general pack; `domain:NAME`,
+    the pack of another domain."""
+    cold_domain: Literal["wait", "general"] = "wait"
+    """What a request gets whose domain has a pack that is not resident: `wait`, the pack, within the
+    request's deadline; `general`, the general pack until the domain's own is there."""
+    resident_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
+    """Bytes of packs that answer at once; those unused for longest go first. The workers share them."""
+    pinned: tuple[str, ...] = ()
+    """Domains whose packs are loaded first and never go; a JSON list."""
+    shelf: Path | None = None
+    """A folder of this machine for packs that serve. A service whose store does not answer at its start
+    serves what served last time from there, and says so. By default a temporary folder, which ends with the
+    service."""
+    shelf_bytes: Annotated[int, Field(ge=0)] = 8_000_000_000
+    """Bytes that packs may take in that folder."""
+    deadline_ms: Annotated[float, Field(gt=0)] = 250.0
+    """Milliseconds that a request may take where its `X-Deadline-Ms` does not say."""
     max_candidates: Annotated[int, Field(ge=1)] = 2000
     """Candidates of one request."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 2_000_000
     """Bytes of one request's body."""
+    rank_keys: Keys = {}
+    """Who may rank: a JSON object, name -> secret of at least 16 characters. Without any, everybody may."""
+    admin_keys: Keys = {}
+    """Who may change which packs are live, and rank: likewise. Without any, nobody may change them here."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """After SIGTERM: how long to answer on while `/readyz` already says no."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -66,10 +126,20 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _private(self) -> Self:
-        if not self.allow_public and not _loopback(self.host):
+        if not self.allow_public and not self.rank_keys and not _loopback(self.host):
             raise ValueError(
-                "requests are not authenticated: set MDCTR_ALLOW_PUBLIC=true to listen on a public address"
+                "requests are not authenticated: set MDCTR_RANK_KEYS, or MDCTR_ALLOW_PUBLIC=true, "
+                "to listen on a public address"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        named = [*self.rank_keys.items(), *self.admin_keys.items()]
+        if len({secret.get_secret_value() for _, secret in named}) < len(named):
+            raise ValueError("two keys are the same secret")
+        if len({name for name, _ in named}) < len(named):
+            raise ValueError("two keys have the same name")
         return self
 
 

@@ -7,15 +7,33 @@ carries the value of a feature.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Literal
+from typing import Literal, TypedDict
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from structlog.typing import Processor
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
+_MOST_LABELS = 200
+"""Domains that have a label of their own: with thousands, a scrape would be larger than what is served."""
 _CANDIDATES = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
+
+
+WORKERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that tells prometheus-client where several workers keep what they count."""
+
+
+class _Mode(TypedDict):
+    """Which worker's value of a gauge is shown."""
+
+    multiprocess_mode: Literal["livemax", "livemin"]
+
+
+_MAX: _Mode = {"multiprocess_mode": "livemax"}
+_MIN: _Mode = {"multiprocess_mode": "livemin"}
 
 
 class Metrics:
@@ -47,6 +65,27 @@ class Metrics:
         self.packs_loaded = Counter(
             "mdctr_packs_loaded", "Packs that became visible.", ["domain"], registry=self.registry
         )
+        self.packs_evicted = Counter(
+            "mdctr_packs_evicted", "Resident packs that had to make room.", registry=self.registry
+        )
+        self.packs_brought = Counter(
+            "mdctr_packs_brought", "Packs that were loaded because a request asked.", registry=self.registry
+        )
+        self.resident_packs = Gauge(
+            "mdctr_resident_packs", "Packs that answer at once.", registry=self.registry, **_MAX
+        )
+        self.resident_bytes = Gauge(
+            "mdctr_resident_bytes",
+            "Of the packs that answer at once; workers share them.",
+            registry=self.registry,
+            **_MAX,
+        )
+        self.from_shelf = Gauge(
+            "mdctr_packs_from_shelf",
+            "1 while packs of last time serve, because the store has not answered since the start.",
+            registry=self.registry,
+            **_MAX,
+        )
         self.packs_refused = Counter(
             "mdctr_packs_refused", "Packs that failed a check.", ["domain"], registry=self.registry
         )
@@ -55,13 +94,42 @@ class Metrics:
             "When the serving pack became visible.",
             ["domain"],
             registry=self.registry,
+            **_MIN,
         )
         self.store_contact = Gauge(
             "mdctr_store_contact_timestamp_seconds",
             "When the pack store last told what is live.",
             registry=self.registry,
+            **_MIN,
         )
-        self.ready = Gauge("mdctr_ready", "1 if /readyz says yes.", registry=self.registry)
+        self.ready = Gauge("mdctr_ready", "1 if /readyz says yes.", registry=self.registry, **_MIN)
+        self._labels: set[str] = set()
+
+    def label(self, domain: str) -> str:
+        """A domain's label: its name, for the first so many of which a pack serves."""
+        if domain in self._labels:
+            return domain
+        if len(self._labels) < _MOST_LABELS:
+            self._labels.add(domain)
+            return domain
+        return "other"
+
+    def known(self, domain: str) -> str:
+        """The label of a domain that somebody asked for: its own if it has one."""
+        return domain if domain in self._labels else "other"
+
+    def text(self) -> bytes:
+        """What is measured, for Prometheus: of this process, or of all workers together."""
+        if WORKERS_FOLDER not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+
+def worker_ended(pid: int) -> None:
+    """Forget the gauges of a worker that ended; what it counted stays."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def configure_logs(style: Literal["auto", "json", "console"]) -> None:
