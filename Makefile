@@ -18,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench-training coverage test test-all lint clean
+.PHONY: help demo bench-training bench-add-domain bench-swap bench-domains coverage test test-all lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -28,6 +28,15 @@ demo: $(READY) ## Train, export, publish, serve and measure [DATA=synthetic] [MD
 
 bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other libraries [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-training --data '$(DATA)' $(ARGS)
+
+bench-swap: $(READY) ## Packs promoted under traffic while Redis and a worker are killed [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-swap $(ARGS)
+
+bench-domains: $(READY) ## Ten thousand domains in one service, by form of pack [ARGS='--items 200000 --form sparse']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-domains $(ARGS)
+
+bench-add-domain: $(READY) ## Seconds to a new domain's first answer, and its AUC [DATA=synthetic] [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-add-domain --data '$(DATA)' $(ARGS)
 
 # A comparison of models: runs/results-<plan>/{report.json,table.md,*.png}. A plan is training/plans/<plan>.yaml.
 results-douban: ## PLATE and its ablation on Douban, 3 seeds [MDCTR_DATA_DIR=folder] [ARGS='--processes 16']

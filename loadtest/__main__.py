@@ -1,4 +1,4 @@
-"""`python -m loadtest`: the demo, and the benchmark of training.
+"""`python -m loadtest`: the demo, and the benchmarks.
 
 Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 """
@@ -14,9 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from loadtest import bench_add_domain as adding
+from loadtest import bench_domains as many
+from loadtest import bench_swap as swapping
 from loadtest import bench_training as training
 from loadtest import demo as whole
 from service.contract import cli
+from service.contract.errors import UnknownOption
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,6 +65,59 @@ def bench_training(
         cli.result(json.dumps(report))
     else:
         training.show(report, Console())
+
+
+@app.command()
+def bench_add_domain(
+    data: Annotated[str, typer.Option(help="A data set: synthetic or kuairand.")] = "synthetic",
+    domain: Annotated[str | None, typer.Option(help="What to leave out; by default late, or tab-4.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs, reports and prepared data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=1, help="How often the domain is added.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """From a new domain's rows to its first answer: seconds, and quality beside other ways to get there."""
+    case = adding.case_for(data, domain)
+    report = adding.bench(case, out / "bench-add-domain", out / "data", rounds)
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        adding.show(report, Console(width=max(120, Console().width)))
+
+
+@app.command()
+def bench_swap(
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    promotes: Annotated[int, typer.Option(min=10, help="Promotions and rollbacks in the storm.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Packs promoted and rolled back under traffic while Redis, connections and a worker are killed."""
+    console = Console(stderr=True)
+    report = swapping.bench(swapping.Size(promotes=promotes), out / "bench-swap", console)
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        swapping.show(report, Console())
+
+
+@app.command()
+def bench_domains(  # noqa: PLR0917 - typer makes options of them
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    domains: Annotated[int, typer.Option(min=1, help="Domains in one service.")] = 10_000,
+    items: Annotated[int, typer.Option(min=100, help="Rows of the item table.")] = 20_000,
+    resident: Annotated[int, typer.Option(min=1, help="Megabytes of packs that may be resident.")] = 4000,
+    form: Annotated[list[str] | None, typer.Option(help="dense, half, sparse or user; all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Memory, load time and latency of thousands of domains, by the form in which their packs are stored."""
+    forms = tuple(form or many.FORMS)
+    if strange := sorted(set(forms) - many.FORMS.keys()):
+        raise UnknownOption(f"no such form: {', '.join(strange)}; there are {', '.join(many.FORMS)}")
+    size = many.Size(domains=domains, items=items, resident_bytes=resident * 10**6, forms=forms)
+    report = many.bench(size, out / "bench-domains", Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        many.show(report, Console(width=max(140, Console().width)))
 
 
 def show(report: dict[str, Any], console: Console) -> None:

@@ -43,7 +43,7 @@ def service(
     Raises:
         ServerError: it ended, or was not ready in time; the text says where its log is.
     """
-    port = free_port()
+    port = int((settings or {}).get("MDCTR_PORT", free_port()))
     url = f"http://127.0.0.1:{port}"
     environment = {
         **os.environ,
