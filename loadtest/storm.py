@@ -16,12 +16,14 @@ from rich.console import Console
 from loadtest.fleet import BenchError, Fleet
 from loadtest.material import Material
 from loadtest.redis_server import RedisServer
-from service.contract.errors import Conflict, StoreError, UnknownVersion
+from service.contract.errors import StoreError, UnknownVersion
 from service.lifecycle import rollback
 from service.stores._open import open_store
 
 _SETTLING = 1.0
 """Seconds after an outage that still belong to it."""
+_AGAIN = 0.05
+"""Seconds before a store that did not answer is asked again."""
 _ROLLBACKS, _SINGLE = 0.15, 0.6
 """Shares of the promotions: of rollbacks, and of those of one domain; the others are of several."""
 
@@ -122,17 +124,17 @@ class Storm:
 
     async def _roll_back(self) -> None:
         domain = self._chance.choice([*self._material.good])
-
-        async def once() -> None:
+        before = live = (await _insist(self._store.live))[domain]
+        # An answer may be lost on its way: where the pointer has moved, it was not the question.
+        while live == before:
             try:
                 await rollback(self._store, [domain], by="bench")
-            except (Conflict, UnknownVersion):
-                # It had happened, and the answer was lost on its way; or there is nothing before it.
-                return
-
-        await _insist(once)
+            except UnknownVersion:
+                return  # there is nothing before it
+            except StoreError:
+                await asyncio.sleep(_AGAIN)
+            live = (await _insist(self._store.live))[domain]
         # To which version, is the store's business; one that is bad leaves what serves.
-        live = (await _insist(self._store.live))[domain]
         if live in self._material.good[domain]:
             self._serving[domain] = live
         self.rollbacks += 1
@@ -167,4 +169,4 @@ async def _insist(call: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - 
         try:
             return await call()
         except StoreError:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_AGAIN)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,7 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
         BundleError: the bundle cannot be served.
         UnknownOption: there is no such engine or store.
     """
+    _allow_open_files()
     metrics = Metrics()
     bundle = Bundle.open(settings.bundle)
     for domain in bundle.manifest.domains:
@@ -137,6 +139,13 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
             await store.close()
             engine.close()
             gc.unfreeze()
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets us: each mapped pack takes one, and often 1024 are allowed at first."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _measure(packs: PackCache, router: Router, metrics: Metrics) -> None:

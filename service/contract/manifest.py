@@ -13,6 +13,8 @@ from service.contract.errors import BundleError
 
 _BESIDE = 1_000_000
 """Bytes that a pack's header and golden rows may take."""
+ITEM_ROWS = "item.rows"
+"""Input of the graph over item tables: the row of each candidate."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -164,7 +164,7 @@ def test_checkpoint_bundle_pack_engine_give_trainings_numbers(trained: Trained, 
     bundle = build_bundle(trained.recipe, trained.prepared, trained.model, metrics, tmp_path)
     engine = plugins.load("service.engines", "ort").open(Bundle.open(bundle.path), threads=1)
     for name, data in bundle.packs():
-        pack = DomainPack.from_bytes(data)
+        pack = DomainPack.from_bytes(data, bundle.base)
         pack.check(bundle.manifest)
         domain = None if name == GENERAL else name
         handle = engine.load(pack)

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from tests.service.conftest import Publisher
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 RANK = "/v1/domains/{domain}/rank"
+ADMIN = "/v1/admin/"
+KEY = "schema-0123456789abcdef"
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
 
@@ -43,7 +45,7 @@ def test_every_route_is_described_and_every_model_of_the_wire_is_there(document)
         for operation in methods.values():
             assert operation["description"], path
     models = document["components"]["schemas"]
-    for name in ("RankRequest", "RankAnswer", "Problem"):
+    for name in ("RankRequest", "RankAnswer", "Problem", "Promote", "Rollback", "Retire", "Collect"):
         assert models[name]["examples"]
     asked = document["paths"][RANK]["post"]
     assert asked["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankRequest")
@@ -66,30 +68,46 @@ def address(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     publish = Publisher(f"directory:{folder / 'store'}")
     publish.raw(dict(bundle.packs()))
-    with served(bundle.path, publish.url, folder / "log", {"MDCTR_DRAIN_SECONDS": "0"}) as url:
+    settings = {"MDCTR_DRAIN_SECONDS": "0", "MDCTR_ADMIN_KEYS": json.dumps({"schema": KEY})}
+    with served(bundle.path, publish.url, folder / "log", settings) as url:
         yield url
 
 
 def test_requests_made_from_the_document_never_break_the_service(address, document):
     narrowed = copy.deepcopy(document)
     # Any text is legal here, and hardly any would be a domain.
-    narrowed["paths"][RANK]["post"]["parameters"][0]["schema"]["enum"] = ["books", "cooking"]
+    for operations in narrowed["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "domain":
+                    parameter["schema"]["enum"] = ["books", "cooking"]
     schema = schemathesis.openapi.from_dict(narrowed)
     schema.config.update(base_url=address)
     asked: Counter[tuple[str, int]] = Counter()
+    refused: defaultdict[str, set[int]] = defaultdict(set)
 
+    operations = []
     for found in schema.get_all_operations():
         assert isinstance(found, Ok)
-        operation = found.ok()
+        operations.append(found.ok())
+    # The admin's last: they retire domains that others ask for.
+    for operation in sorted(operations, key=lambda each: each.path.startswith(ADMIN)):
 
         @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
         @given(case=st.one_of([operation.as_strategy(mode) for mode in GenerationMode]))
         def ask(case):
-            response = case.call()
+            keyed = case.path.startswith(ADMIN) and sum(asked.values()) % 4
+            response = case.call(headers={"X-API-Key": KEY} if keyed else None)
             case.validate_response(response, checks=CHECKS)
             asked[case.path, response.status_code // 100] += 1
+            refused[case.path].add(response.status_code)
 
         ask()
     # Both kinds of requests came through: those that are answered, and those that are refused.
     assert {status for path, status in asked if path == RANK} == {2, 4}
     assert {path for path, _ in asked} == set(document["paths"])
+    # And past the key: most of the admin's routes were asked by an admin.
+    for path in document["paths"]:
+        if path.startswith(ADMIN):
+            assert 401 in refused[path]
+            assert refused[path] - {401}, path

@@ -16,6 +16,8 @@ def test_alive_and_ready(shared):
     assert shared.client.get("/readyz").json() == {
         "ready": True,
         "draining": False,
+        "settled": True,
+        "from_shelf": False,
         "domains": {"books": True, "films": True},
     }
 

@@ -16,7 +16,9 @@ def fm(request: Tensor, item: Tensor) -> Tensor:
     """Second-order factorisation machine over all fields (Rendle 2010, eq. 5; DeepFM, eq. 2).
 
     With s the sum and q the sum of squares of a scope's field vectors, summed over K:
-    FM(request + item) = ((s_request + s_item)^2 - q_request - q_item) / 2.
+    FM(request + item) = ((s_request + s_item)^2 - q_request - q_item) / 2
+                       = FM(request) + FM(item) + <s_request, s_item>,
+    of which the second form is what is exported: FM(item) is a number that an item has of itself.
 
     Args:
         request: (R, F_q, K), R = 1 or B.
@@ -25,8 +27,16 @@ def fm(request: Tensor, item: Tensor) -> Tensor:
     Returns:
         (B,).
     """
+    if torch.compiler.is_exporting():
+        of_request, of_item = request.sum(1), item.sum(1)
+        return _fm(request, of_request) + (_fm(item, of_item) + (of_request * of_item).sum(1))
     total = request.sum(1) + item.sum(1)
     return 0.5 * (total.square().sum(1) - request.square().sum((1, 2)) - item.square().sum((1, 2)))
+
+
+def _fm(fields: Tensor, total: Tensor) -> Tensor:
+    """Of one scope: (n, F, K) and their sum (n, K) to (n,)."""
+    return 0.5 * ((total * total).sum(1) - (fields * fields).sum((1, 2)))
 
 
 class Dropout(nn.Module):
