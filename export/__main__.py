@@ -35,12 +35,19 @@ def build(
     run: Path,
     out: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("runs/bundles"),
     data: Annotated[Path, typer.Option(help="Folder of prepared data sets.")] = Path("runs/data"),
+    item_halves: Annotated[
+        bool | None,
+        typer.Option(
+            "--item-halves/--no-item-halves",
+            help="Compute in advance what depends on items alone. By default if it takes at most 2 GB.",
+        ),
+    ] = None,
 ) -> None:
     """Turn a complete run into a bundle. Prints the bundle's folder."""
     console = Console(stderr=True)
     recipe, prepared, model, metrics = checkpoint.load(run, data)
     with console.status("exporting, and comparing with torch"):
-        bundle = build_bundle(recipe, prepared, model, metrics, out)
+        bundle = build_bundle(recipe, prepared, model, metrics, out, item_halves=item_halves)
     manifest = bundle.manifest
     whole = manifest.parameters
     for what, count in (("owns", manifest.parameters_of_domain), ("tunes", manifest.parameters_tuned)):

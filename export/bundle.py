@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from export import graph, parity, weights
+from export import graph, halves, parity, weights
 from export.card import card
 from export.packs import domain_pack, golden_request
 from export.servable import ScopedModel, graph_inputs
@@ -25,11 +25,27 @@ GRAPH = "graph.onnx"
 ENGINE = "ort"
 
 
-def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str, Any], out: Path) -> Bundle:
+def build(
+    recipe: Recipe,
+    prepared: Prepared,
+    model: Model,
+    metrics: Mapping[str, Any],
+    out: Path,
+    *,
+    item_halves: bool | None = None,
+) -> Bundle:
     """Make `out/<name>-<hash>/`, whole or not at all.
 
     The folder's name, and the bundle's, ends in the hash of the body: graph, weights and schema. A run
     of the same body with other packs replaces the folder.
+
+    Args:
+        recipe: the run's.
+        prepared: its data.
+        model: what it trained.
+        metrics: what it measured.
+        out: the folder of bundles.
+        item_halves: whether to compute in advance what depends on items alone; None: unless it is very large.
 
     Raises:
         BundleError: an engine differs from torch by more than the parity budget; nothing is left behind.
@@ -38,14 +54,17 @@ def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str
     schema = model.schema
     inputs = graph_inputs(schema, model)
     with files.scratch(out, recipe.name) as body:
-        graph.write(ScopedModel(model.paradigm.servable(), inputs), inputs, body / GRAPH)
+        folded = graph.write(ScopedModel(model.paradigm.servable(), inputs), inputs, body / GRAPH)
         schema.save(body / SCHEMA)
         bundle = f"{recipe.name}-{_body_hash(body)[:8]}"
         with files.new_folder(out / bundle) as folder:
             for part in sorted(body.iterdir()):
                 part.rename(folder / part.name)
             weights.save(model.paradigm.servable(), folder)
-            ItemTable.encode(schema, columns(prepared.items(), schema, "item")).save(folder / ITEMS)
+            items = ItemTable.encode(schema, columns(prepared.items(), schema, "item"))
+            items.save(folder / ITEMS)
+            most = {None: halves.MOST, True: None, False: 0}[item_halves]
+            made = halves.write(folded, items, folder, most)
             packs = make_packs(model, prepared, bundle, inputs)
             general, *others = packs
             data = general.to_bytes()
@@ -65,11 +84,12 @@ def build(recipe: Recipe, prepared: Prepared, model: Model, metrics: Mapping[str
                 parameters=model.parameters(),
                 parameters_of_domain=model.parameters_of_domain(),
                 parameters_tuned=model.parameters_tuned(),
+                item_halves=made,
                 files=_checksums(folder),
             )
             for pack in packs:
                 pack.check(manifest)  # as every service will, before it is anybody's business
-            manifest = manifest.model_copy(update={"parity": (_gate(folder, manifest, model, packs),)})
+            manifest = manifest.model_copy(update={"parity": _gate(folder, manifest, model, packs)})
             files.write(folder / "CARD.md", card(manifest, prepared.about, metrics, packs))
             manifest.model_copy(update={"files": _checksums(folder)}).save(folder / MANIFEST)
     return Bundle.open(out / bundle)
@@ -96,11 +116,15 @@ def make_packs(
     return packs
 
 
-def _gate(folder: Path, manifest: Manifest, model: Model, packs: Sequence[DomainPack]) -> Parity:
+def _gate(folder: Path, manifest: Manifest, model: Model, packs: Sequence[DomainPack]) -> tuple[Parity, ...]:
     unchecked = Bundle(folder, manifest, model.schema, ItemTable.load(folder / ITEMS))
     engine = plugins.load("service.engines", ENGINE).open(unchecked, threads=1)
     try:
-        return parity.gate(model, manifest.inputs, packs, engine, ENGINE)
+        found = [parity.gate(model, manifest.inputs, packs, engine, ENGINE)]
+        if manifest.item_halves is not None:
+            name = f"{ENGINE}, item halves"
+            found.append(parity.gate(model, manifest.inputs, packs, engine, name, items=unchecked.items))
+        return tuple(found)
     finally:
         engine.close()
 

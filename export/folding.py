@@ -50,6 +50,8 @@ class Graph:
         self.shapes: dict[str, Shape] = {
             value.name: _shape(value) for value in known if value.type.tensor_type.HasField("shape")
         }
+        for name, tensor in self.constants.items():
+            self.types[name], self.shapes[name] = tensor.data_type, tuple(tensor.dims)
         self.refresh()
 
     def refresh(self) -> None:
@@ -68,7 +70,7 @@ class Graph:
         """The name of a new constant; it says what the constant was made for."""
         name = next(found for at in count() if (found := f"{like}.{at}") not in self.shapes)
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        self.shapes[name] = value.shape
+        self.types[name], self.shapes[name] = self.constants[name].data_type, value.shape
         return name
 
     def value(self, name: str) -> Array | None:
@@ -97,15 +99,14 @@ class Graph:
         return len(self.shapes[name]) if name in self.shapes else None
 
     def many(self, name: str) -> bool:
-        """Whether it has a row for each candidate, or may have."""
-        shape = self.shapes.get(name, ())
-        return bool(shape) and shape[0] != 1
+        """Whether it has a row for each candidate."""
+        return self.shapes.get(name, ())[:1] == ("B",)
 
 
 def _rewrite(proto: onnx.ModelProto, *rewrites: Rewrite) -> None:
     graph = Graph(proto)
     for rewrite in rewrites:
-        nodes = []
+        nodes: list[onnx.NodeProto] = []
         for node in graph.nodes:
             found = rewrite(graph, node)
             nodes += [node] if found is None else found
@@ -181,7 +182,7 @@ def _lookup_of_lookup(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto
 def _lookup_in_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     """Rows of a vector that was made a column are looked up in the vector."""
     column = graph.maker(node.input[0], "Unsqueeze") if _is_lookup(node) else None
-    if column is None or graph.rank(column.input[0]) != 1 or graph.integers(column.input[1]) not in ([1], [-1]):
+    if column is None or graph.rank(column.input[0]) != 1 or graph.integers(column.input[1]) == [0]:
         return None
     found = f"{node.output[0]}.found"
     graph.shapes[found] = graph.shapes[node.input[1]]

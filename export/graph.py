@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import nn
 
+from export import folding
 from export.servable import ScopedModel
 from service.contract.manifest import GraphInput
 
@@ -25,9 +26,20 @@ _ROWS = 3
 _DTYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
-def write(model: ScopedModel, inputs: Sequence[GraphInput], path: Path) -> None:
-    """Export to `path`, its weights to `WEIGHTS` in the same folder."""
-    save(export(model, inputs), path)
+def write(model: ScopedModel, inputs: Sequence[GraphInput], path: Path) -> onnx.ModelProto:
+    """Export to `path`, its weights to `WEIGHTS` in the same folder.
+
+    Returns:
+        The graph before its halves were fused, for `halves.write`; it refers to the weights' file.
+    """
+    proto = export(model, inputs)
+    folding.fold(proto)
+    save(proto, path)
+    folded = onnx.load(str(path), load_external_data=False)
+    fused = onnx.load(str(path), load_external_data=False)
+    folding.fuse(fused)
+    save_beside(fused, path)
+    return folded
 
 
 def export(model: nn.Module, inputs: Sequence[GraphInput]) -> onnx.ModelProto:
@@ -70,6 +82,12 @@ def save(proto: onnx.ModelProto, path: Path) -> None:
     weights = path.parent / WEIGHTS
     if weights.exists():  # not for a model so small that all of it stays in the graph
         weights.chmod(0o644)  # onnx makes it readable by its owner alone
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def save_beside(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a graph that refers to weights which `save` wrote to the same folder."""
+    path.write_bytes(proto.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)
 
 

@@ -1,12 +1,13 @@
 """What a graph computes from an item alone, computed once for each row of the item table.
 
-Most of a graph's item-only work does not depend on the pack either: field vectors, their sums, the item's half
-of the first layer. `split` cuts a graph where such tensors meet others. One part makes the tables from items'
-fields, the other reads rows of the tables instead of fields. It works on operators and knows no model.
+Most of a graph's item-only work does not depend on the pack either: field vectors, their sums, the item's
+half of the first layer. `split` cuts a graph where such tensors meet others. One part makes tables from the
+items' fields, the other reads rows of the tables instead of fields. It works on operators and knows no model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,19 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from export.folding import Graph, write_back
+from export.folding import Graph, fuse, write_back
+from export.graph import save_beside
 from export.servable import ITEM
+from service.contract.bundle import ITEMS
 from service.contract.items import ItemTable
-from service.contract.manifest import ITEM_ROWS
+from service.contract.manifest import ITEM_ROWS, ItemHalves
 
+ROWS = "rows.onnx"
+MAKER = "halves.onnx"
+TABLES = "items."
+"""With what the names of table inputs begin."""
+MOST = 2_000_000_000
+"""Bytes of tables that a bundle has without being asked: every worker maps them, and wants them in memory."""
 _ROWS = 4096
 """Items at a time: what they need in between stays small."""
 
@@ -31,52 +40,71 @@ _ROWS = 4096
 class Split:
     """Two graphs in the place of one."""
 
-    items: onnx.ModelProto
-    """From items' fields to what is worth keeping of them, one output a table."""
+    maker: onnx.ModelProto
+    """From items' fields to what is worth keeping of them, an output a table."""
     rows: onnx.ModelProto
     """From rows of the tables, instead of items' fields, to logits."""
-    tables: tuple[str, ...]
-    """The table inputs of `rows` that the outputs of `items` fill, in order."""
-    fields: tuple[str, ...]
-    """Those that are the item table's own arrays: whatever the pack's tensors are looked up by."""
+    row_bytes: int
+    """Bytes of an item in the tables that `maker` makes."""
+
+
+def write(proto: onnx.ModelProto, items: ItemTable, folder: Path, most: int | None) -> ItemHalves | None:
+    """Put the two graphs and the tables into a bundle's folder.
+
+    Args:
+        proto: the bundle's graph as `graph.write` gives it; its weights lie in the folder.
+        items: the bundle's item table.
+        folder: the bundle's.
+        most: bytes that the tables may have; None for any.
+
+    Returns:
+        The manifest's entry; None if the tables would be larger, or nothing can be computed in advance.
+    """
+    found = split(proto)
+    if found is None or (most is not None and found.row_bytes * len(items.inputs) > most):
+        return None
+    for part, name in ((found.rows, ROWS), (found.maker, MAKER)):
+        fuse(part)
+        save_beside(part, folder / name)
+    tables = {
+        value.name: f"{ITEMS}/{value.name.removeprefix(TABLES)}.npy"
+        for value in found.rows.graph.input
+        if value.name.startswith(TABLES)
+    }
+    make(folder / MAKER, items, {name: folder / file for name, file in tables.items()})
+    return ItemHalves(graph=ROWS, maker=MAKER, tables=tables)
 
 
 def split(proto: onnx.ModelProto) -> Split | None:
-    """Cut a graph; None where there is nothing to compute in advance.
+    """Cut a graph; None where nothing that the body's weights decide depends on items alone.
 
     Args:
         proto: a graph that was folded and not fused. It may refer to weights in a file: both parts do, too.
     """
     graph = Graph(proto)
-    of_items = _of_items(graph)
-    cut = [
-        name
-        for name in (*ITEM, *(name for node in graph.nodes for name in node.output))
-        if name in of_items and any(_reads(node, name) for node in graph.nodes if not _is_of(node, of_items))
-    ]
-    computed = [name for name in cut if name not in ITEM]
-    if not computed:
+    of_items, weighed = _of_items(graph)
+    rest = [node for node in graph.nodes if not of_items.issuperset(node.output)]
+    read = {name for node in rest for name in node.input} | set(graph.outputs)
+    made = [name for node in graph.nodes for name in node.output if name in of_items & read]
+    if not weighed.intersection(made):
         return None
-    tables = {name: f"items.half{at}" for at, name in enumerate(computed)}
-    tables |= {name: name.replace("item.", "items.") for name in cut if name in ITEM}
-    return Split(
-        _making(proto, graph, computed, of_items),
-        _reading(proto, graph, tables, of_items),
-        tuple(tables[name] for name in computed),
-        tuple(tables[name] for name in cut if name in ITEM),
-    )
+    tables = {name: f"{TABLES}half{at}" for at, name in enumerate(made)}
+    maker = _maker(proto, graph, tables)
+    tables |= {name: name.replace("item.", TABLES) for name in ITEM if name in read}
+    return Split(maker, _rows(proto, graph, tables, rest), sum(map(_bytes, maker.graph.output)))
 
 
 def make(graph: Path, items: ItemTable, tables: Mapping[str, Path]) -> None:
     """Run the items' graph over a table of items, and write what it gives.
 
     Args:
-        graph: where `Split.items` was written.
+        graph: where `Split.maker` was written.
         items: the table.
-        tables: the file of each of `Split.tables`.
+        tables: the file of each table, by name.
     """
     session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     wanted = [each.name for each in session.get_inputs()]
+    paths = [tables[each.name] for each in session.get_outputs()]
     count = len(items.inputs)
     files: list[npt.NDArray[Any]] = []
     for start in range(0, count, _ROWS):
@@ -86,70 +114,69 @@ def make(graph: Path, items: ItemTable, tables: Mapping[str, Path]) -> None:
         if not files:
             files = [
                 np.lib.format.open_memmap(path, "w+", each.dtype, (count, *each.shape[1:]))
-                for path, each in zip(tables.values(), found, strict=True)
+                for path, each in zip(paths, found, strict=True)
             ]
         for file, each in zip(files, found, strict=True):
             file[start : start + len(part)] = each
 
 
-def _of_items(graph: Graph) -> set[str]:
-    """Tensors that only items decide, with a row for each."""
-    of_items, free = set(ITEM), set(graph.constants)
+def _of_items(graph: Graph) -> tuple[set[str], set[str]]:
+    """Tensors that items alone decide, with a row for each; of them, those that the weights decide, too."""
+    of_items, weighed, free = set(ITEM), set[str](), set(graph.constants)
+    weights = {name for name in free if graph.types[name] == TensorProto.FLOAT and graph.shapes[name]}
     for node in graph.nodes:
         read = {name for name in node.input if name}
         if read <= free:
             free.update(node.output)
-        elif read <= of_items | free and all(graph.shapes.get(name, ())[:1] == ("B",) for name in node.output):
+        elif read <= of_items | free and all(map(graph.many, node.output)):
             of_items.update(node.output)
-    return of_items
+            if not read.isdisjoint(weighed | weights):
+                weighed.update(node.output)
+    return of_items, weighed
 
 
-def _is_of(node: onnx.NodeProto, of_items: set[str]) -> bool:
-    return any(name in of_items for name in node.output)
-
-
-def _reads(node: onnx.NodeProto, name: str) -> bool:
-    return name in node.input
-
-
-def _making(
-    proto: onnx.ModelProto, whole: Graph, computed: Sequence[str], of_items: set[str]
-) -> onnx.ModelProto:
-    part = onnx.ModelProto()
-    part.CopyFrom(proto)
-    del part.graph.output[:]
-    for name in computed:
-        part.graph.output.append(_value(whole, name))
+def _maker(proto: onnx.ModelProto, whole: Graph, tables: Mapping[str, str]) -> onnx.ModelProto:
+    part = _copy(proto)
+    part.graph.ClearField("output")
+    part.graph.output.extend(_value(whole, name, table, "B") for name, table in tables.items())
+    part.graph.node.extend(helper.make_node("Identity", [name], [table]) for name, table in tables.items())
     graph = Graph(part)
     write_back(graph, part)
-    kept = [value for value in proto.graph.input if graph.readers[value.name]]
-    del part.graph.input[:]
-    part.graph.input.extend(kept)
+    inputs = [value for value in proto.graph.input if graph.readers[value.name]]
+    part.graph.ClearField("input")
+    part.graph.input.extend(inputs)
     return part
 
 
-def _reading(
-    proto: onnx.ModelProto, whole: Graph, tables: Mapping[str, str], of_items: set[str]
+def _rows(
+    proto: onnx.ModelProto, whole: Graph, tables: Mapping[str, str], rest: Sequence[onnx.NodeProto]
 ) -> onnx.ModelProto:
-    part = onnx.ModelProto()
-    part.CopyFrom(proto)
-    others = [value for value in proto.graph.input if value.name not in ITEM]
-    del part.graph.input[:]
-    part.graph.input.extend(others)
+    part = _copy(proto)
+    part.graph.ClearField("input")
+    part.graph.input.extend(value for value in proto.graph.input if value.name not in ITEM)
     part.graph.input.append(helper.make_tensor_value_info(ITEM_ROWS, TensorProto.INT32, ["B"]))
-    for name, table in tables.items():
-        part.graph.input.append(_value(whole, name, table, "N"))
-    look_ups = [
+    part.graph.input.extend(_value(whole, name, table, "N") for name, table in tables.items())
+    part.graph.ClearField("node")
+    part.graph.node.extend(
         helper.make_node("Gather", [table, ITEM_ROWS], [name], axis=0) for name, table in tables.items()
-    ]
-    rest = [node for node in part.graph.node if not _is_of(node, of_items)]
-    del part.graph.node[:]
-    part.graph.node.extend([*look_ups, *rest])
+    )
+    part.graph.node.extend(rest)
     write_back(Graph(part), part)
     return part
 
 
-def _value(graph: Graph, name: str, other: str | None = None, first: str = "B") -> onnx.ValueInfoProto:
-    """A tensor's type and shape, under another name and with another first axis if wished."""
-    shape = [first, *graph.shapes[name][1:]]
-    return helper.make_tensor_value_info(other or name, graph.types[name], shape)
+def _copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    part = onnx.ModelProto()
+    part.CopyFrom(proto)
+    return part
+
+
+def _value(graph: Graph, name: str, called: str, first: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(called, graph.types[name], [first, *graph.shapes[name][1:]])
+
+
+def _bytes(value: onnx.ValueInfoProto) -> int:
+    """Of a row."""
+    kind = value.type.tensor_type
+    size = helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    return int(math.prod((each.dim_value for each in kind.shape.dim[1:]), start=size))

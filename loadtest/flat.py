@@ -1,8 +1,8 @@
-"""`Flat`: PLATE over DeepFM the way one writes it first, the yardstick of what the servable's form is worth.
+"""`Flat`: PLATE over DeepFM as one writes it first, the yardstick of what the servable's form is worth.
 
-One table look-up of whole rows: the request's ids are repeated for every candidate, and so is all that
-depends on them alone, the user's prompt included. Weights are the servable's under one pack, built into the
-graph, so it also has what a graph for each domain would have: nothing to bind.
+A row is a candidate with everything that is known of it and of the request, so all of the network runs for
+every row, the user's prompt included. Weights are the servable's under one pack, built into the graph: it is
+what a graph for each domain would be, with nothing to bind.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch.nn import functional as F
 from export import graph
 from service.contract.manifest import GraphInput
 from training.backbones.deepfm import DeepFM
-from training.nn.prompts import Fusion
 from training.nn.ranker import Ranker
 from training.paradigms._protocol import Pack
 
-GRAPH = "flat.onnx"
 INPUT = "ids"
 
 
 class Flat(nn.Module):
-    """logit = L(x) + FM(z) + MLP(z), z = [P_domain | P_user | e_1 .. e_F], everything for every row.
+    """logit = L(x) + FM(z) + MLP(z), z = [P_domain | P_user | e_1 .. e_F].
 
     Args:
-        ranker: a PLATE servable with Fusion prompts over DeepFM, whose fields each have one id.
+        servable: PLATE's with both prompts, over DeepFM; each of its fields has one id.
         pack: the tensors that the domain owns.
 
     Raises:
-        TypeError: it is another servable, or another backbone.
+        TypeError: it is another servable.
     """
 
-    def __init__(self, ranker: nn.Module, pack: Pack) -> None:
+    profile: Tensor
+
+    def __init__(self, servable: nn.Module, pack: Pack) -> None:
         super().__init__()
+        ranker = copy.deepcopy(servable)
         if not isinstance(ranker, Ranker) or not isinstance(ranker.backbone, DeepFM):
-            raise TypeError("the flat yardstick is written for rankers over deepfm")
-        if not isinstance(ranker.user_prompt, Fusion) or ranker.correction is not None:
-            raise TypeError("the flat yardstick is written for fusion prompts and a weight for each row")
-        ranker = copy.deepcopy(ranker)
+            raise TypeError("the yardstick is written for PLATE over deepfm")
+        if ranker.domain_prompt is None or ranker.user_prompt is None or ranker.correction is not None:
+            raise TypeError("the yardstick is written for both prompts and a first-order weight for each row")
         ranker.load_state_dict({**ranker.state_dict(), **pack})
         self.embedding, self.weight = ranker.embedding.table, ranker.first_order.weight
         self.bias, self.domain_prompt = ranker.first_order.bias, ranker.domain_prompt
@@ -56,7 +56,7 @@ class Flat(nn.Module):
         self.head = ranker.head
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """One input: (B, F) rows of the fused table. Logits (B,)."""
+        """One input, rows of the fused table (B, F), to logits (B,)."""
         (ids,) = inputs
         fields = F.embedding(ids, self.embedding)
         user = self.user_prompt(fields.index_select(1, self.profile).flatten(1))
@@ -69,10 +69,14 @@ class Flat(nn.Module):
 
 
 def write(flat: Flat, fields: int, path: Path) -> None:
-    """Export to `path`, over ids (B, `fields`) int32."""
+    """Export to `path`, over ids (B, `fields`) int32.
+
+    Raises:
+        RuntimeError: the exporter took the example's number of rows for a constant.
+    """
     spec = GraphInput(name=INPUT, dtype="int32", shape=("B", fields), scope="item", source="schema")
-    proto = graph.export(flat, [spec])
+    proto = graph.export(flat.eval(), [spec])
     (ids,) = proto.graph.input
     if not ids.type.tensor_type.shape.dim[0].dim_param:
-        raise RuntimeError("the flat graph takes one number of rows alone")
+        raise RuntimeError("the exporter took the example's number of rows for a constant")
     graph.save(proto, path)

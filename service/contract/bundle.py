@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from service.contract import hashing
 from service.contract.errors import BundleError
@@ -51,6 +55,25 @@ class Bundle:
     def graph(self) -> Path:
         """The ONNX file."""
         return self.path / self.manifest.graph
+
+    @cached_property
+    def tables(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What was computed of items in advance, by graph input: arrays (items + 1, ...), mapped.
+
+        Raises:
+            BundleError: one has not a row for each of the item table's.
+        """
+        halves = self.manifest.item_halves
+        tables = {}
+        for name, file in halves.tables.items() if halves is not None else ():
+            try:
+                table = np.asarray(np.load(self.path / file, mmap_mode="r", allow_pickle=False))
+            except (OSError, ValueError) as error:
+                raise BundleError(f"{self.path / file} is not a table of items: {error}") from error
+            if len(table) != len(self.items.inputs):
+                raise BundleError(f"{self.path / file} has {len(table)} rows, not {len(self.items.inputs)}")
+            tables[name] = table
+        return tables
 
     def packs(self) -> Iterator[tuple[str, bytes]]:
         """Domain and bytes of every pack the bundle was made with, the general one first."""

@@ -13,6 +13,7 @@
     * UnknownDomain
     * NotReady          nothing is loaded yet that could answer
     * DeadlineExceeded  there is no time left to answer in
+    * Overloaded        there would be none, so it was not begun
   * RunError            a training run cannot start or go on
   * SettingsError       an `MDCTR_*` variable is unknown or wrong
 """
@@ -97,3 +98,7 @@ class NotReady(RequestError):
 
 class DeadlineExceeded(RequestError):
     """There is no time left to answer in."""
+
+
+class Overloaded(RequestError):
+    """More is asked than can be answered in time; nothing was computed."""

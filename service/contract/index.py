@@ -40,6 +40,15 @@ class Index:
     def __len__(self) -> int:
         return self._size
 
+    def position(self, value: int | str) -> int:
+        """The position of one value of the keys' own type, -1 where it has none."""
+        if self._lookup is not None:
+            return self._lookup.get(value, -1)  # type: ignore[arg-type]
+        if self._dense:
+            at = int(value) - self._low
+            return int(self._table[at]) if 0 <= at < self._span else -1
+        return int(self.positions([int(value)])[0])
+
     def positions(self, values: Values) -> npt.NDArray[np.int32]:
         """The position of each value, -1 where it has none.
 

@@ -36,6 +36,23 @@ class GraphInput(BaseModel):
     source: Literal["pack", "schema"]
 
 
+class ItemHalves(BaseModel):
+    """What is computed of an item in advance, and the graph that reads it.
+
+    A table has a row for each of the item table's. Rows do not depend on packs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    graph: str
+    """The ONNX file, relative to the bundle. It takes `item.rows` (B,) int32 and the tables in the place of
+    the item inputs, and all other inputs of the bundle's graph."""
+    maker: str
+    """The ONNX file that makes tables: from the item inputs of the bundle's graph to an output a table."""
+    tables: dict[str, str]
+    """The file of each table, by graph input. Those that `maker` does not make are the item table's own."""
+
+
 class Parity(BaseModel):
     """How far an engine's probabilities were from training's when the bundle was made."""
 
@@ -46,6 +63,9 @@ class Parity(BaseModel):
     rows: int
     max_abs_diff: float
     budget: float
+    beyond_float32: int = 0
+    """Cases that `max_abs_diff` leaves out: numbers so large that training's own rounding is above the
+    budget."""
 
 
 class Manifest(BaseModel):
@@ -72,6 +92,8 @@ class Manifest(BaseModel):
     """Of them, those that a domain owns."""
     parameters_tuned: int
     """Of those, the ones that are trained again on the domain's own rows."""
+    item_halves: ItemHalves | None = None
+    """None if nothing is computed in advance."""
     files: dict[str, Sha256]
     """Every other file of the bundle."""
 

@@ -168,6 +168,24 @@ class Field(BaseModel):
         out[np.arange(self.multiple) < lengths[:, None]] = rows
         return Encoded(out, unknown)
 
+    def encode_one(self, value: Any) -> tuple[float, int] | None:  # noqa: ANN401 - whatever JSON held
+        """What `encode` gives for one value, without arrays; None for what only `encode` deals with.
+
+        Returns:
+            Its row, or its scaled number; and how many values were unknown, 0 or 1.
+        """
+        kind = type(value)
+        if self.kind == "number":
+            if (kind is not float and kind is not int) or not abs(value) <= _LARGEST:
+                return None
+            return min(max((value - self.mean) / self.std, -_LARGEST), _LARGEST), 0
+        if self.multiple is not None or kind is not (int if self.dtype == "int" else str):
+            return None
+        if self.kind == "hashed":
+            return bucket(value, self.buckets or 1) + 1, 0
+        row = self._index.position(value) + 1
+        return row, int(row == OOV)
+
     @cached_property
     def _index(self) -> Index:
         return Index(np.asarray(self.values) if self.values else ())
@@ -247,6 +265,10 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def copy(self) -> Inputs:
+        """The same numbers, to be written to."""
+        return Inputs(self.ids.copy(), self.numbers.copy())
 
     def take(self, rows: npt.NDArray[Any] | slice) -> Inputs:
         """These rows, in this order."""
@@ -386,6 +408,23 @@ class FeatureSchema(BaseModel):
         else:
             inputs.ids[rows, slot.at] = np.where(encoded.values == PAD, PAD, encoded.values + slot.offset)
         return encoded.unknown
+
+    def write_one(self, inputs: Inputs, key: str, value: Any) -> int:  # noqa: ANN401 - whatever JSON held
+        """As `write` of one value into the first row, several times as fast.
+
+        Raises:
+            FieldError: the value does not fit the field.
+        """
+        slot = self.slots[key]
+        encoded = slot.field.encode_one(value)
+        if encoded is None:
+            return self.write(inputs, key, [value], slice(0, 1))
+        found, unknown = encoded
+        if slot.field.kind == "number":
+            inputs.numbers[0, slot.at.start] = found
+        else:
+            inputs.ids[0, slot.at.start] = found + slot.offset
+        return unknown
 
     def encode(self, scope: Scope, columns: Mapping[str, Column], n: int) -> Inputs:
         """Columns by `Field.key` to a scope's arrays of n rows; a field without a column is unknown.

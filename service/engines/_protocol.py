@@ -36,11 +36,12 @@ class Engine(Protocol):
         """Logits (B,) float32, before calibration, of one request.
 
         Args:
-            inputs: the graph's request inputs (1, ...) and item inputs (B, ...), by name.
+            inputs: the graph's request inputs (1, ...) and item inputs (B, ...), by name; or `item.rows` (B,)
+                in the place of item inputs, if the bundle has item halves.
             under: what `load` gave.
 
         Raises:
-            ValueError: the handle was released.
+            ValueError: the handle was released, or the bundle has no item halves.
         """
         ...
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contract.bundle import Bundle
+from service.contract.manifest import ITEM_ROWS
 from service.contract.pack import DomainPack
 from service.engines._protocol import Arrays, Handle
 
@@ -48,7 +49,8 @@ class NullEngine:
 
 def open(bundle: Bundle, threads: int) -> NullEngine:  # noqa: A001, ARG001 - every option's entry looks so
     """An engine that knows the bundle's item inputs, to count candidates by."""
-    return NullEngine(frozenset(spec.name for spec in bundle.manifest.inputs if spec.scope == "item"))
+    fields = {spec.name for spec in bundle.manifest.inputs if spec.scope == "item"}
+    return NullEngine(frozenset({ITEM_ROWS, *fields}))
 
 
 def _held(handle: Handle) -> NullHandle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnxruntime
 
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
+from service.contract.manifest import ITEM_ROWS
 from service.contract.pack import DomainPack
 from service.engines._protocol import Arrays, Handle
 
@@ -29,20 +31,13 @@ class OrtHandle:
 
 
 class OrtEngine:
-    """Scores with one session, which all threads share."""
+    """Scores with one session a graph, which all threads share."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Waiting threads that spin take the core from the event loop.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(bundle.graph), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors have no common class but this
-            raise BundleError(f"{bundle.graph} cannot be opened: {error}") from error
+        halves = bundle.manifest.item_halves
+        self._of_fields = session(bundle.graph, threads)
+        self._of_rows = None if halves is None else session(bundle.path / halves.graph, threads)
+        self._tables = bundle.tables  # read where they lie in their mapped files, as packs are
         self._handles: set[OrtHandle] = set()
         self._lock = threading.Lock()
 
@@ -58,7 +53,13 @@ class OrtEngine:
     def score(self, inputs: Arrays, under: Handle) -> npt.NDArray[np.float32]:
         """Logits (B,) float32, before calibration, of one request."""
         feed: dict[str, npt.NDArray[Any]] = {**inputs, **_held(under)}
-        logit: npt.NDArray[np.float32] = self._session.run(["logit"], feed)[0]
+        scoring = self._of_fields
+        if ITEM_ROWS in inputs:
+            if self._of_rows is None:
+                raise ValueError("the bundle has no item halves")
+            scoring = self._of_rows
+            feed |= self._tables
+        logit: npt.NDArray[np.float32] = scoring.run(["logit"], feed)[0]
         return logit
 
     def release(self, handle: Handle) -> None:
@@ -77,12 +78,29 @@ class OrtEngine:
 
 
 def open(bundle: Bundle, threads: int) -> OrtEngine:  # noqa: A001 - every option's entry is called so
-    """A session on the bundle's graph.
+    """Sessions on the bundle's graphs.
 
     Raises:
         BundleError: ONNX Runtime cannot read the graph.
     """
     return OrtEngine(bundle, threads)
+
+
+def session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    """A session on one graph.
+
+    Raises:
+        BundleError: ONNX Runtime cannot read the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Waiting threads that spin take the core from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors have no common class but this
+        raise BundleError(f"{graph} cannot be opened: {error}") from error
 
 
 def _held(handle: Handle) -> Arrays:

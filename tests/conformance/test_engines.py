@@ -3,14 +3,18 @@
 Expected logits are numpy's, from the same weights (`tests.service.bundles.logits`).
 """
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from service.contract import plugins
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
+from service.contract.manifest import ItemHalves
 from service.contract.pack import DomainPack
 from tests.service import bundles
 
@@ -158,6 +162,75 @@ def test_a_graph_that_cannot_be_read_is_refused(engine, bundle, tmp_path):
     broken = Bundle(tmp_path, bundle.manifest, bundle.schema, bundle.items)
     with pytest.raises(BundleError, match="cannot be opened"):
         plugins.load("service.engines", type(engine).__module__).open(broken, 1)
+
+
+@pytest.fixture(scope="module")
+def with_halves(bundle, tmp_path_factory):
+    """The tiny bundle with a second graph: the first, behind a look-up in tables of items' fields."""
+    path = tmp_path_factory.mktemp("halves") / "tiny"
+    shutil.copytree(bundle.path, path)
+    proto = onnx.load(str(path / "graph.onnx"))
+    kept = [value for value in proto.graph.input if not value.name.startswith("item.")]
+    widths = dict(zip(("ids", "numbers"), bundles.SCHEMA.widths("item"), strict=True))
+    types = {"ids": TensorProto.INT32, "numbers": TensorProto.FLOAT}
+    tables = [
+        helper.make_tensor_value_info(f"items.{name}", types[name], ["N", width])
+        for name, width in widths.items()
+    ]
+    rows = helper.make_tensor_value_info("item.rows", TensorProto.INT32, ["B"])
+    nodes = [helper.make_node("Gather", [f"items.{name}", "item.rows"], [f"item.{name}"]) for name in widths]
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["weights" if name == "item.rows" else name for name in names]
+    nodes += proto.graph.node
+    for field, values in (("input", [*kept, rows, *tables]), ("node", nodes)):
+        proto.graph.ClearField(field)
+        getattr(proto.graph, field).extend(values)
+    onnx.save(proto, path / "rows.onnx")
+    halves = ItemHalves(
+        graph="rows.onnx",
+        maker="rows.onnx",
+        tables={f"items.{name}": f"items/{name}.npy" for name in widths},
+    )
+    manifest = bundle.manifest.model_copy(update={"item_halves": halves})
+    return Bundle(path, manifest, bundle.schema, bundle.items)
+
+
+@pytest.mark.parametrize("name", SCORING)
+@pytest.mark.parametrize("rows", [[1], [0, 2, 2, 4], list(range(5)) * 40], ids=len)
+def test_candidates_given_by_rows_score_as_by_fields(with_halves, name, rows):
+    engine = plugins.load("service.engines", name).open(with_halves, 1)
+    pack, inputs = bundles.make_pack("books"), bundles.random_inputs(1, seed=3)
+    taken = with_halves.items.inputs.take(np.array(rows))
+    request = {key: value for key, value in inputs.items() if key.startswith("request.")}
+    expected = bundles.logits(pack.tensors, {**request, "item.ids": taken.ids, "item.numbers": taken.numbers})
+    handle = engine.load(pack)
+    found = engine.score({**request, "item.rows": np.array(rows, np.int32)}, handle)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    by_fields = {**request, "item.ids": taken.ids, "item.numbers": taken.numbers}
+    np.testing.assert_allclose(engine.score(by_fields, handle), expected, atol=1e-5)
+    engine.close()
+
+
+@scoring
+def test_rows_are_refused_where_there_is_no_graph_for_them(engine):
+    inputs = {**bundles.random_inputs(1, seed=0), "item.rows": np.zeros(1, np.int32)}
+    with pytest.raises(ValueError, match="no item halves"):
+        engine.score(inputs, engine.load(bundles.make_pack("books")))
+
+
+def test_the_cpu_reads_tables_where_they_are_mapped(with_halves):
+    engine = plugins.load("service.engines", "ort").open(with_halves, 1)
+    for name, table in with_halves.tables.items():
+        assert isinstance(table.base, np.memmap)
+        assert np.shares_memory(engine._tables[name], table)
+    engine.close()
+
+
+def test_null_answers_0_for_every_row(with_halves):
+    engine = plugins.load("service.engines", "null").open(with_halves, 1)
+    handle = engine.load(bundles.make_pack("books"))
+    assert engine.score({"item.rows": np.zeros(7, np.int32)}, handle).tolist() == [0.0] * 7
 
 
 def test_null_answers_0_for_every_candidate(bundle):
