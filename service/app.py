@@ -8,10 +8,14 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
+from starlette.types import Receive, Scope, Send
 
 from service import problems, runtime, security
-from service.api import admin, ops, rank
+from service.admission import Admission
+from service.api import admin, oip, oip_schemas, ops, rank
 from service.api.admin_schemas import Collect, Promote, Retire, Rollback
+from service.api.oip import InferRoute
+from service.api.rank import RankRoute
 from service.api.requests import EveryRequest
 from service.api.schemas import Problem, RankRequest
 from service.settings import Settings
@@ -27,6 +31,15 @@ _READ = (RankRequest, Promote, Rollback, Retire, Collect)
 class _Application(FastAPI):
     """FastAPI, with the models that routes read or answer by themselves in its document."""
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request that is scored to its route; every other goes through middleware and routing."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            for route in self.state.direct:
+                if route.path.fullmatch(scope["path"]):
+                    await route(scope, receive, send)
+                    return
+        await super().__call__(scope, receive, send)
+
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         if not self.openapi_schema:
@@ -35,7 +48,7 @@ class _Application(FastAPI):
                 [*((model, "validation") for model in _READ), (Problem, "serialization")],
                 ref_template="#/components/schemas/{model}",
             )
-            document["components"]["schemas"].update(models["$defs"])
+            document["components"]["schemas"].update(models["$defs"] | oip_schemas.schemas())
             security.describe(document)
         return super().openapi()
 
@@ -46,6 +59,10 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         async with runtime.run(settings) as app.state.runtime:
+            state = app.state
+            state.direct = [
+                route(app, state.runtime, state.keys, state.admission) for route in (RankRoute, InferRoute)
+            ]
             yield
 
     app = _Application(
@@ -58,10 +75,13 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"logs": False},
     )
     app.state.draining = False
+    app.state.admission = Admission(settings.permits)
+    app.state.direct = []
     app.state.keys = security.KeyRing(settings)
     app.add_middleware(EveryRequest)
     problems.install(app)
     app.include_router(rank.router)
     app.include_router(admin.router)
     app.include_router(ops.router)
+    app.include_router(oip.router)
     return app

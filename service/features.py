@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError, InvalidRequest, Place
+from service.contract.manifest import ITEM_ROWS
 from service.contract.schema import FieldError, Inputs, Scope
 from service.engines._protocol import Arrays
 
 _TYPES: Mapping[str, type] = {"int": int, "str": str}
+Ids = Sequence[Any] | npt.NDArray[np.integer[Any]]
 _is_given = partial(operator.is_not, None)
 
 
@@ -37,16 +39,23 @@ class RequestEncoder:
     An item's field is taken from the body, else from the item table, else it is unknown. A user's or the
     context's is taken from the body, else it is unknown. Unknown values are counted; unknown fields, and
     values of a wrong type, are refused.
+
+    Candidates whose fields are all the item table's are given by their rows in it, if the bundle has item
+    halves. An id without a row is row 0 then, of which nothing is known; but not where the id is a field
+    itself, and may have an embedding.
     """
 
     def __init__(self, bundle: Bundle, max_candidates: int) -> None:
         self._schema, self._items = bundle.schema, bundle.items
         self._max_candidates = max_candidates
-        self._fed = [spec.name for spec in bundle.manifest.inputs if spec.source == "schema"]
+        self._has_halves = bundle.manifest.item_halves is not None
+        self._fed = {spec.name for spec in bundle.manifest.inputs if spec.source == "schema"}
         known = {f"{scope}.{part}" for scope in ("request", "item") for part in ("ids", "numbers")}
-        if strange := sorted(set(self._fed) - known):
+        if strange := sorted(self._fed - known):
             raise BundleError(f"the graph has inputs that no request gives: {', '.join(strange)}")
+        self._fed.add(ITEM_ROWS)
         id_slot = self._schema.slots.get("item.id")
+        self._id_is_read = id_slot is not None
         if id_slot is not None and id_slot.field.dtype != self._items.dtype:
             raise BundleError(f"item.id is {id_slot.field.dtype}, but the item table has {self._items.dtype}")
         # Vocabularies and the table's index are built when first used, and that is not to be in a request.
@@ -59,7 +68,7 @@ class RequestEncoder:
         self,
         user: Mapping[str, Any],
         context: Mapping[str, Any],
-        ids: Sequence[Any],
+        ids: Ids,
         items: Mapping[str, Sequence[Any]],
     ) -> Encoded:
         """Encode one request of B candidates.
@@ -67,7 +76,7 @@ class RequestEncoder:
         Args:
             user: values by field, and `id` whether or not that is a field.
             context: values by field.
-            ids: B item ids.
+            ids: B item ids; integers may be an array.
             items: columns of B values by field.
 
         Raises:
@@ -76,27 +85,32 @@ class RequestEncoder:
         self._check_ids(ids)
         places: list[Place] = []
         unknown: Counter[str] = Counter()
-        request = self._schema.blanks["request"].take(np.zeros(1, np.int64))
+        request = self._schema.blanks["request"].copy()
         self._write_row(request, "user", user, places, unknown)
         self._write_row(request, "context", context, places, unknown)
         rows = self._items.rows(ids)
-        item = self._items.inputs.take(rows)
-        self._write_strangers(item, ids, rows == 0, unknown)
-        self._write_columns(item, items, places, unknown)
+        arrays = {"request.ids": request.ids, "request.numbers": request.numbers}
+        if not items and self._has_halves and (rows.all() or not self._id_is_read):
+            if not rows.all():
+                unknown["item.id"] += len(rows) - int(np.count_nonzero(rows))
+            arrays[ITEM_ROWS] = rows
+        else:
+            item = self._items.inputs.take(rows)
+            self._write_strangers(item, ids, rows == 0, unknown)
+            self._write_columns(item, items, places, unknown)
+            arrays |= {"item.ids": item.ids, "item.numbers": item.numbers}
         if places:
             raise InvalidRequest(places)
-        arrays = {
-            "request.ids": request.ids,
-            "request.numbers": request.numbers,
-            "item.ids": item.ids,
-            "item.numbers": item.numbers,
-        }
-        return Encoded({name: arrays[name] for name in self._fed}, unknown)
+        return Encoded({name: array for name, array in arrays.items() if name in self._fed}, unknown)
 
-    def _check_ids(self, ids: Sequence[Any]) -> None:
+    def _check_ids(self, ids: Ids) -> None:
         if len(ids) > self._max_candidates:
             raise InvalidRequest([Place("/ids", f"{len(ids)} candidates; at most {self._max_candidates}")])
         want = _TYPES[self._items.dtype]
+        if isinstance(ids, np.ndarray):
+            if ids.dtype.kind in "iu" and want is int:
+                return
+            raise InvalidRequest([Place("/ids", f"expected {self._items.dtype}, got {ids.dtype}")])
         if set(map(type, ids)) <= {want}:
             return
         raise InvalidRequest(
@@ -118,7 +132,7 @@ class RequestEncoder:
             if key in self._schema.slots:
                 if value is not None:
                     try:
-                        unknown[key] += self._schema.write(request, key, [value])
+                        unknown[key] += self._schema.write_one(request, key, value)
                     except FieldError as error:
                         places.append(Place(_pointer(owner, name), error.detail))
             elif key != "user.id":
@@ -127,7 +141,7 @@ class RequestEncoder:
                 places.append(Place("/user/id", f"expected int or str, got {type(value).__name__}"))
 
     def _write_strangers(
-        self, item: Inputs, ids: Sequence[Any], absent: npt.NDArray[np.bool_], unknown: Counter[str]
+        self, item: Inputs, ids: Ids, absent: npt.NDArray[np.bool_], unknown: Counter[str]
     ) -> None:
         """Ids without a row: nothing is known but the id itself, which may still have an embedding."""
         at = np.flatnonzero(absent)
@@ -135,7 +149,8 @@ class RequestEncoder:
             return
         unknown["item.id"] += len(at)
         if "item.id" in self._schema.slots:
-            self._schema.write(item, "item.id", list(compress(ids, absent.tolist())), at)
+            plain = ids.tolist() if isinstance(ids, np.ndarray) else ids
+            self._schema.write(item, "item.id", list(compress(plain, absent.tolist())), at)
 
     def _write_columns(
         self,

@@ -35,6 +35,22 @@ class Router:
         kind, _, name = unknown.partition(":")
         self._fallback = {REFUSE: None, GENERAL_PACK: GENERAL}.get(kind, name)
 
+    def now(self, domain: str) -> Resident | None:
+        """The pack that answers for a domain at once; None where `route` has to be asked. Hold it soon.
+
+        Raises:
+            UnknownDomain: no pack answers.
+        """
+        own = self._packs.get(domain)
+        # The general pack is not asked for by its own name.
+        if own is not None and domain != GENERAL:
+            return own
+        if not valid_domain(domain):
+            raise UnknownDomain(domain)
+        if self._fallback is None or self._packs.cold(domain):
+            return None
+        return self._packs.get(self._fallback)
+
     async def route(self, domain: str, seconds: float) -> Resident:
         """The pack that answers for a domain. Hold it before anything else is awaited.
 
@@ -47,12 +63,9 @@ class Router:
             NotReady: none does yet.
             DeadlineExceeded: none does in time.
         """
-        own = self._packs.get(domain)
-        # The general pack is not asked for by its own name.
-        if own is not None and domain != GENERAL:
+        own = self.now(domain)
+        if own is not None:
             return own
-        if not valid_domain(domain):
-            raise UnknownDomain(domain)
         if self._packs.cold(domain):
             return await self._when_cold(domain, seconds)
         if self._fallback is not None:

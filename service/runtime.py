@@ -60,9 +60,7 @@ class Runtime:
 
     def count(self, domain: str, status: int, seconds: float) -> None:
         """Count an answered rank request."""
-        label = self.metrics.known(domain)
-        self.metrics.requests.labels(label, status).inc()
-        self.metrics.request_seconds.labels(label).observe(seconds)
+        self.metrics.answered(domain, status, seconds)
 
     def observe(self, ranking: Ranking, candidates: int) -> None:
         """Take the measures of one ranking."""
@@ -70,7 +68,8 @@ class Runtime:
         self.metrics.features_seconds.observe(ranking.features_seconds)
         self.metrics.engine_seconds.observe(ranking.engine_seconds)
         for field, unknown in ranking.unknown.items():
-            self.metrics.unknown_values.labels(field).inc(unknown)
+            if unknown:
+                self.metrics.unknown_values.labels(field).inc(unknown)
 
 
 def open_engine(settings: Settings, bundle: Bundle) -> Engine:
@@ -118,7 +117,7 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
             declared=bundle.manifest.domains,
         )
         router = Router(packs, bundle.manifest.domains, settings.unknown_domain, settings.cold_domain)
-        scorer = Scorer(router, RequestEncoder(bundle, settings.max_candidates), engine)
+        scorer = Scorer(RequestEncoder(bundle, settings.max_candidates), engine)
         tasks = [
             asyncio.create_task(packs.follow(), name="follow the store"),
             asyncio.create_task(_freeze_once_settled(packs), name="freeze what was loaded"),

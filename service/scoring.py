@@ -8,12 +8,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from service.contract.errors import InvalidRequest, Place
 from service.engines._protocol import Engine
-from service.features import RequestEncoder
-from service.resident import sigmoid
-from service.routing import Router
+from service.features import Ids, RequestEncoder
+from service.resident import Resident, sigmoid
 from service.stores._protocol import Version
 
 
@@ -24,8 +24,9 @@ class Ranking:
     pack: Version
     pack_domain: str
     """Whose pack answered: the domain's own, or the general one."""
-    ids: Sequence[int | str]
-    probabilities: list[float]
+    ids: Ids
+    probabilities: npt.NDArray[np.float64]
+    """(B,), in the order of `ids`."""
     unknown: Mapping[str, int]
     """By field, how many values the model has never seen."""
     features_seconds: float
@@ -35,42 +36,36 @@ class Ranking:
 class Scorer:
     """Ranks the candidates of one request under its domain's pack."""
 
-    def __init__(self, router: Router, encoder: RequestEncoder, engine: Engine) -> None:
-        self._router, self._encoder, self._engine = router, encoder, engine
+    def __init__(self, encoder: RequestEncoder, engine: Engine) -> None:
+        self._encoder, self._engine = encoder, engine
 
-    async def rank(
+    def rank(
         self,
-        domain: str,
+        pack: Resident,
         user: Mapping[str, Any],
         context: Mapping[str, Any],
-        ids: Sequence[Any],
+        ids: Ids,
         items: Mapping[str, Sequence[Any]],
         *,
         top_k: int | None = None,
-        seconds: float = 1.0,
     ) -> Ranking:
         """Score candidates, in their order; with `top_k` the best so many, best first.
 
-        It runs on the event loop and awaits nothing but a pack that is not resident: a request takes a
-        fraction of a millisecond, and a thread would add its hand-over to that and then compete with the loop
-        for the interpreter.
+        It runs on the event loop: a request takes a fraction of a millisecond, and a thread would add its
+        hand-over to that and then compete with the loop for the interpreter.
 
         Args:
-            domain: whose pack scores.
+            pack: what scores, from `Router` in the same turn of the loop.
             user: the user's fields.
             context: the request's own.
             ids: of the candidates.
             items: columns of the candidates' fields.
             top_k: answer only the best.
-            seconds: how long a pack that is not resident may take to come.
 
         Raises:
-            UnknownDomain: no pack answers for the domain.
-            NotReady: none does yet.
-            DeadlineExceeded: none does in time.
             InvalidRequest: a value does not fit its field.
         """
-        with await self._router.route(domain, seconds) as pack:
+        with pack:
             started = perf_counter()
             encoded = self._encoder.encode(user, context, ids, items)
             encoded_at = perf_counter()
@@ -83,12 +78,12 @@ class Scorer:
         if top_k is not None:
             best = np.argsort(-probabilities, kind="stable")[:top_k]
             probabilities = probabilities[best]
-            ids = [ids[at] for at in best.tolist()]
+            ids = ids[best] if isinstance(ids, np.ndarray) else [ids[at] for at in best.tolist()]
         return Ranking(
             pack.version,
             pack.domain,
             ids,
-            probabilities.tolist(),
+            probabilities,
             encoded.unknown,
             encoded_at - started,
             scored - encoded_at,

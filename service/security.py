@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -56,6 +56,20 @@ class KeyRing:
             if hmac.compare_digest(known, digest):
                 found = key
         return found
+
+    def identify(self, headers: Mapping[bytes, bytes]) -> Key:
+        """The key that a request's headers (names in lower case) give.
+
+        Raises:
+            HTTPException: 401.
+        """
+        secret = _secret(headers)
+        if not secret:
+            raise HTTPException(401, "a key is needed, as X-API-Key or Authorization: Bearer", _CHALLENGE)
+        key = self.find(secret)
+        if key is None:
+            raise HTTPException(401, "the key is not known", _CHALLENGE)
+        return key
 
 
 def may_rank(request: Request) -> None:
@@ -118,22 +132,16 @@ def describe(document: dict[str, Any]) -> None:
 
 
 def _identify(request: Request, ring: KeyRing) -> Key:
-    secret = _secret(request)
-    if not secret:
-        raise HTTPException(401, "a key is needed, as X-API-Key or Authorization: Bearer", _CHALLENGE)
-    key = ring.find(secret)
-    if key is None:
-        raise HTTPException(401, "the key is not known", _CHALLENGE)
+    key = ring.identify(dict(request.scope["headers"]))
     request.state.record["key"] = key.name
     return key
 
 
-def _secret(request: Request) -> str:
-    """What the request gives for a secret; empty where it gives none."""
-    headers = request.headers
-    given = headers.get("x-api-key")
-    if given is None:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+def _secret(headers: Mapping[bytes, bytes]) -> str:
+    """What a request gives for a secret; empty where it gives none."""
+    given = headers.get(b"x-api-key", b"").decode("latin-1")
+    if b"x-api-key" not in headers:
+        scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer":
             return ""
     return given.strip()

@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
+from service.protocol import Protocol
 from service.settings import Settings
 
 
@@ -26,17 +27,22 @@ class Server(uvicorn.Server):
                 port=settings.port,
                 log_config=None,  # what `configure_logs` set up
                 access_log=False,  # it would be a second line for every answer
+                proxy_headers=False,  # nothing here reads the caller's address
+                http=Protocol,
                 server_header=False,
             )
         )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On the first SIGTERM, drain; on any other signal, stop now."""
-        if sig == signal.SIGTERM and not self._app.state.draining:
+        """On SIGTERM, drain; on any other signal, stop now.
+
+        A second SIGTERM is nothing new: who signals a group of processes signals a worker twice.
+        """
+        if sig != signal.SIGTERM:
+            super().handle_exit(sig, frame)
+        elif not self._app.state.draining:
             self._app.state.draining = True
             self._stop_at = monotonic() + self._drain_seconds
-        else:
-            super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; whether to stop."""

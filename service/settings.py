@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     service."""
     shelf_bytes: Annotated[int, Field(ge=0)] = 8_000_000_000
     """Bytes that packs may take in that folder."""
+    permits: Annotated[int, Field(ge=1)] = 256
+    """Requests that a worker may have under way at once; one more is refused."""
     deadline_ms: Annotated[float, Field(gt=0)] = 250.0
     """Milliseconds that a request may take where its `X-Deadline-Ms` does not say."""
     max_candidates: Annotated[int, Field(ge=1)] = 2000

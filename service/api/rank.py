@@ -2,28 +2,98 @@
 
 from __future__ import annotations
 
-import math
 import os
-from time import perf_counter
+import re
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+import msgspec
+from fastapi import APIRouter, Request
+from msgspec import Meta
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service import problems
-from service.api import bodies
+from service.api.direct import Answer, Asked, Direct, Headers
 from service.api.schemas import Domains, DomainState, RankAnswer, RankRequest, Refused
+from service.contract.errors import UnknownDomain
 from service.runtime import Runtime
+from service.scoring import Ranking
 from service.security import guarded, may_rank
+
+_PREFIX, _SUFFIX = "/v1/domains/", "/rank"
+_SCHEMA = {"$ref": f"#/components/schemas/{RankRequest.__name__}"}
+_JSON = b"application/json"
 
 router = APIRouter(prefix="/v1/domains", tags=["rank"], route_class=guarded(may_rank))
 
-_SCHEMA = {"$ref": f"#/components/schemas/{RankRequest.__name__}"}
+_Name = Annotated[str, Meta(max_length=64)]
+_Fields = Annotated[dict[_Name, Any], Meta(max_length=1000)]
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True):
+    """`RankRequest`, as it is read fast. What it refuses is read again by `RankRequest`, which says why."""
+
+    ids: Annotated[list[Any], Meta(min_length=1)]
+    user: _Fields = {}
+    context: _Fields = {}
+    items: Annotated[dict[_Name, list[Any]], Meta(max_length=1000)] = {}
+    unit: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RankRoute(Direct):
+    """`POST /v1/domains/{domain}/rank`."""
+
+    path = re.compile(r"/v1/domains/([^/?%]*)/rank")
+    _decode = staticmethod(msgspec.json.Decoder(_Body).decode)
+    _encode = staticmethod(msgspec.json.Encoder().encode)
+
+    def decode(self, path: str, headers: Headers, body: bytes) -> Asked:
+        """Read a request.
+
+        Raises:
+            HTTPException: it is not JSON, or is not said to be.
+            InvalidRequest: it breaks the schema.
+        """
+        if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != _JSON:
+            raise HTTPException(415, "the body must be application/json")
+        try:
+            read: _Body | RankRequest = self._decode(body)
+        except (msgspec.MsgspecError, RecursionError):
+            read = _slowly(body)
+        return Asked(self.domain(path), read.user, read.context, read.ids, read.items, read.top_k)
+
+    def encode(self, asked: Asked, ranking: Ranking, name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """`RankAnswer` as JSON."""
+        content = self._encode(
+            {
+                "request_id": name,
+                "bundle": self._runtime.bundle.manifest.bundle,
+                "domain": asked.domain,
+                "pack": ranking.pack,
+                "experiment": None,
+                "arm": None,
+                "ids": ranking.ids,
+                "probabilities": ranking.probabilities.tolist(),
+            }
+        )
+        return [(b"content-type", _JSON)], content
+
+    def failed(self, error: Exception, path: str, name: str) -> Answer:
+        """A problem."""
+        found = problems.ending(error, path, name)
+        headers = [(key.lower().encode(), value.encode()) for key, value in found.headers.items()]
+        return Answer(found.status, headers, found.body)
+
+    def domain(self, path: str) -> str:
+        """The one that the path names."""
+        return path[len(_PREFIX) : -len(_SUFFIX)]
 
 
 @router.post(
     "/{domain}/rank",
     response_model=RankAnswer,
-    responses=problems.documented(400, 401, 404, 413, 415, 422, 503, 504),
+    responses=problems.documented(400, 401, 404, 413, 415, 422, 429, 503, 504),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -31,43 +101,14 @@ _SCHEMA = {"$ref": f"#/components/schemas/{RankRequest.__name__}"}
         }
     },
 )
-async def rank(domain: str, request: Request) -> Response:
+async def rank(domain: str) -> None:
     """Rank candidates: the probability that the user clicks each, in a domain.
 
-    The answer's header `Server-Timing` says where the time went, in milliseconds.
+    The answer's header `Server-Timing` says where the time went, in milliseconds. With `X-Deadline-Ms` a
+    caller says how long it waits; what cannot be answered in time is refused at once, with 429.
     """
-    runtime: Runtime = request.app.state.runtime
-    record = request.state.record
-    record["domain"] = domain
-    # Parsed here: FastAPI makes Python objects first and checks them after, which takes half as long again.
-    asked = await bodies.parse(request, runtime.settings.max_body_bytes, RankRequest)
-    ranking = await runtime.scorer.rank(
-        domain,
-        asked.user,
-        asked.context,
-        asked.ids,
-        asked.items,
-        top_k=asked.top_k,
-        seconds=_seconds(request, runtime.settings.deadline_ms),
-    )
-    runtime.observe(ranking, len(asked.ids))
-    record.update(pack=ranking.pack, candidates=len(asked.ids))
-    answer = RankAnswer.model_construct(
-        request_id=request.state.request_id,
-        bundle=runtime.bundle.manifest.bundle,
-        domain=domain,
-        pack=ranking.pack,
-        ids=list(ranking.ids),
-        probabilities=ranking.probabilities,
-    )
-    content = answer.model_dump_json()
-    timing = {
-        "features": ranking.features_seconds,
-        "engine": ranking.engine_seconds,
-        "total": perf_counter() - request.state.started,
-    }
-    header = ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in timing.items())
-    return Response(content, media_type="application/json", headers={"Server-Timing": header})
+    # `RankRoute` answers for every name that a domain can have; this is what the document shows.
+    raise UnknownDomain(domain)
 
 
 @router.get("", responses=problems.documented(401))
@@ -91,14 +132,9 @@ async def domains(request: Request) -> Domains:
     return Domains(bundle=runtime.bundle.manifest.bundle, worker=os.getpid(), domains=states)
 
 
-def _seconds(request: Request, otherwise_ms: float) -> float:
-    """What is left of the time that the caller, or else the service, gives a request."""
-    given = request.headers.get("x-deadline-ms")
+def _slowly(body: bytes) -> RankRequest:
+    """A body that the fast reader did not take, read by the model that says what is wrong with it."""
     try:
-        allowed = otherwise_ms if given is None else float(given)
-    except ValueError:
-        allowed = math.nan
-    if not 0 < allowed < math.inf:
-        raise HTTPException(400, "X-Deadline-Ms must be a number of milliseconds above 0")
-    spent: float = perf_counter() - request.state.started
-    return allowed / 1e3 - spent
+        return RankRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise problems.invalid(error) from None

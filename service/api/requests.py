@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
+from itertools import count
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +13,9 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_PROCESS = uuid.uuid4().hex[:16]
+"""Begins the ids that this process makes; a number follows, since drawing each anew takes longer."""
+_COUNTER = count()
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 """Asked every few seconds by machines: no log line."""
 
@@ -33,9 +38,9 @@ class EveryRequest:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        request_id = _request_id(scope)
+        name = request_id(dict(scope["headers"]))
         record: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, started=started, record=record)
+        scope.setdefault("state", {}).update(request_id=name, started=started, record=record)
         state = scope["app"].state
         status = 500
 
@@ -43,7 +48,7 @@ class EveryRequest:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id.encode())]
+                headers = [*message["headers"], (b"x-request-id", name.encode())]
                 if state.draining:
                     # Or a client that keeps its connection would find it cut.
                     headers.append((b"connection", b"close"))
@@ -59,7 +64,7 @@ class EveryRequest:
             if scope["path"] not in _QUIET:
                 log.info(
                     "answered",
-                    request_id=request_id,
+                    request_id=name,
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
@@ -68,8 +73,9 @@ class EveryRequest:
                 )
 
 
-def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _WELL_FORMED.fullmatch(value):
-            return str(value.decode())
-    return uuid.uuid4().hex
+def request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's, if it is well-formed, else a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _WELL_FORMED.fullmatch(given):
+        return given.decode()
+    return f"{_PROCESS}{next(_COUNTER):016x}"

@@ -26,6 +26,7 @@ from tests.service.conftest import Publisher
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 RANK = "/v1/domains/{domain}/rank"
 ADMIN = "/v1/admin/"
+INFER = "/v2/models/{model}/infer"
 KEY = "schema-0123456789abcdef"
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 
@@ -73,15 +74,37 @@ def address(bundle, tmp_path_factory):
         yield url
 
 
-def test_requests_made_from_the_document_never_break_the_service(address, document):
-    narrowed = copy.deepcopy(document)
-    # Any text is legal here, and hardly any would be a domain.
-    for operations in narrowed["paths"].values():
+def narrowed(document):
+    """The document, where any text is legal and hardly any would be answered."""
+    found = copy.deepcopy(document)
+    names = {"domain": ["books", "cooking"], "model": ["tiny", "deep"], "version": ["00000000", "1"]}
+    for operations in found["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] == "domain":
-                    parameter["schema"]["enum"] = ["books", "cooking"]
-    schema = schemathesis.openapi.from_dict(narrowed)
+                if parameter["name"] in names:
+                    parameter["schema"]["enum"] = names[parameter["name"]]
+    # Lengths that fit are never guessed; and most tensors are of the model.
+    infer = found["paths"][INFER]["post"]
+    infer["parameters"] = [each for each in infer["parameters"] if each["in"] == "path"]
+    models = found["components"]["schemas"]
+    models["RequestParameters"]["properties"]["domain"]["enum"] = names["domain"]
+    asked = models["InferenceRequest"]["properties"]
+    asked["inputs"] |= {"minItems": 1, "maxItems": 2}
+    asked["model_name"] = {"enum": [None, "tiny"]}
+    asked["outputs"] = {"enum": [None, [], [{"name": "ids"}]]}
+    models["InferenceInput"]["properties"] |= {
+        "name": {"enum": ["ids", "user.id"]},
+        "datatype": {"const": "INT64"},
+        "shape": {"const": [1]},
+        "data": {"enum": [[10], [[11]]]},
+        "parameters": {"enum": [None, {}]},
+    }
+    models["InferenceInput"]["required"].append("data")
+    return found
+
+
+def test_requests_made_from_the_document_never_break_the_service(address, document):
+    schema = schemathesis.openapi.from_dict(narrowed(document))
     schema.config.update(base_url=address)
     asked: Counter[tuple[str, int]] = Counter()
     refused: defaultdict[str, set[int]] = defaultdict(set)
@@ -105,6 +128,7 @@ def test_requests_made_from_the_document_never_break_the_service(address, docume
         ask()
     # Both kinds of requests came through: those that are answered, and those that are refused.
     assert {status for path, status in asked if path == RANK} == {2, 4}
+    assert {status for path, status in asked if path == INFER} == {2, 4}
     assert {path for path, _ in asked} == set(document["paths"])
     # And past the key: most of the admin's routes were asked by an admin.
     for path in document["paths"]:

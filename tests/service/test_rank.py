@@ -117,7 +117,7 @@ def test_an_unknown_domain_is_the_general_packs_where_the_policy_says_so(start):
 def test_server_timing_says_where_the_time_went(shared):
     header = shared.rank().headers["server-timing"]
     parts = {part.split(";dur=")[0]: float(part.split(";dur=")[1]) for part in header.split(", ")}
-    assert list(parts) == ["features", "engine", "total"]
+    assert list(parts) == ["queue", "features", "engine", "total"]
     assert 0 < parts["features"] + parts["engine"] <= parts["total"]
 
 
