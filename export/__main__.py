@@ -42,12 +42,15 @@ def build(
             help="Compute in advance what depends on items alone. By default if it takes at most 2 GB.",
         ),
     ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Round the domains' packs to float16: half of the bytes.")
+    ] = False,
 ) -> None:
     """Turn a complete run into a bundle. Prints the bundle's folder."""
     console = Console(stderr=True)
     recipe, prepared, model, metrics = checkpoint.load(run, data)
     with console.status("exporting, and comparing with torch"):
-        bundle = build_bundle(recipe, prepared, model, metrics, out, item_halves=item_halves)
+        bundle = build_bundle(recipe, prepared, model, metrics, out, item_halves=item_halves, half=half)
     manifest = bundle.manifest
     whole = manifest.parameters
     for what, count in (("owns", manifest.parameters_of_domain), ("tunes", manifest.parameters_tuned)):

@@ -33,6 +33,7 @@ def build(
     out: Path,
     *,
     item_halves: bool | None = None,
+    half: bool = False,
 ) -> Bundle:
     """Make `out/<name>-<hash>/`, whole or not at all.
 
@@ -46,6 +47,7 @@ def build(
         metrics: what it measured.
         out: the folder of bundles.
         item_halves: whether to compute in advance what depends on items alone; None: unless it is very large.
+        half: round the domains' packs to float16.
 
     Raises:
         BundleError: an engine differs from torch by more than the parity budget; nothing is left behind.
@@ -65,7 +67,7 @@ def build(
             items.save(folder / ITEMS)
             most = {None: halves.MOST, True: None, False: 0}[item_halves]
             made = halves.write(folded, items, folder, most)
-            packs = make_packs(model, prepared, bundle, inputs)
+            packs = make_packs(model, prepared, bundle, inputs, half=half)
             general, *others = packs
             data = general.to_bytes()
             base = Base(version(data), general.tensors)
@@ -96,7 +98,13 @@ def build(
 
 
 def make_packs(
-    model: Model, prepared: Prepared, bundle: str, inputs: Sequence[GraphInput], only: str | None = None
+    model: Model,
+    prepared: Prepared,
+    bundle: str,
+    inputs: Sequence[GraphInput],
+    only: str | None = None,
+    *,
+    half: bool = False,
 ) -> list[DomainPack]:
     """The packs of a trained model, the general one first, with golden rows from validation.
 
@@ -106,13 +114,15 @@ def make_packs(
         bundle: the id of the bundle that the packs are for.
         inputs: the bundle's graph inputs.
         only: one domain, instead of all.
+        half: round the domains' tensors to float16.
     """
     rows = Rows.encode(prepared.split("valid"), model.schema, model.domains)
     wanted = [None, *model.domains] if only is None else [only]
     packs = []
     for domain in wanted:
         own = rows if domain is None else rows.of(model.domains.index(domain))
-        packs.append(domain_pack(model, domain, bundle, inputs, golden_request(own, model.schema)))
+        golden = golden_request(own, model.schema)
+        packs.append(domain_pack(model, domain, bundle, inputs, golden, half=half))
     return packs
 
 

@@ -126,6 +126,23 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def markdown(report: Mapping[str, Any]) -> str:
+    """The same table, as a page has it."""
+    lines = [
+        "| form | pack, bytes | in Redis, MB | all loaded after | resident, MB | process, MB "
+        + "| p50 one / all, ms | p99 one / all, ms | p99 ratio |",
+        "| --- " * 9 + "|",
+    ]
+    lines += [
+        f"| {form} | {found['pack_bytes']:,} | {found['redis_bytes'] / 1e6:,.0f} | {found['load_s']:.0f} s "
+        f"| {found['resident_bytes'] / 1e6:,.0f} | {found['process_mb']:,.0f} "
+        f"| {found['p50_one_ms']:.2f} / {found['p50_zipf_ms']:.2f} "
+        f"| {found['p99_one_ms']:.2f} / {found['p99_zipf_ms']:.2f} | {found['p99_ratio']:.2f} |"
+        for form, found in report["forms"].items()
+    ]
+    return "\n".join(lines)
+
+
 def catalogue(place: Path, items: int, first_order: str) -> Catalogue:
     """A model over so many items, trained a little, and exported."""
     recipe = Recipe.model_validate(

@@ -134,6 +134,34 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def markdown(report: Mapping[str, Any]) -> str:
+    """What matters of it, as a page has it."""
+    rows = (
+        ("promotions and rollbacks", f"{report['promotes']:,}"),
+        ("of them of packs that must not serve", f"{report['bad_packs']}"),
+        ("Redis killed and started again", f"{report['outages']} times"),
+        ("all connections to Redis cut", f"{report['connections_cut']} times"),
+        ("workers killed", f"{report['workers_killed']}, back after {report['worker_back_s']:.1f} s"),
+        ("answers compared with torch", f"{report['answers_checked']:,}"),
+        ("answers off by more than 1e-5", f"{report['answers_wrong']}"),
+        ("largest difference", f"{report['max_abs_diff']:.1e}"),
+        ("requests failed", f"{report['requests_failed']}"),
+        ("requests lost with the killed worker", f"{report['requests_lost_with_killed_worker']}"),
+        ("every worker serves what is live, after", f"{report['converge_s_max']:.2f} s at most"),
+        ("p99, calm", f"{report['calm_p99_ms']:.1f} ms"),
+        ("p99, second half of the storm", f"{report['storm_p99_ms']:.1f} ms ({report['p99_ratio']:.2f}x)"),
+        (
+            "from the promotion to an answer under it",
+            f"p50 {report['promote_visible_p50_ms']:.1f} ms, p99 {report['promote_visible_p99_ms']:.1f} ms",
+        ),
+        (
+            f"memory after {report['swaps']:,} swaps",
+            f"{report['memory_ratio']:.3f} of that after 100",
+        ),
+    )
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows)])
+
+
 def _capacity(size: Size, material: Material, port: int, place: Path) -> float:
     """Requests/s that come back when far more are due than can be answered."""
     seconds = 4.0
