@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import aclosing
 from itertools import islice, takewhile
@@ -25,6 +24,7 @@ from service.contract.errors import NotReady, StoreError
 from service.contract.pack import GENERAL
 from service.loading import Loaded, Loader, Refusal, discard
 from service.resident import Resident
+from service.residents import Residents
 from service.shelf import Shelf
 from service.stores._protocol import Domain, PackStore, Pointers, Version
 from service.telemetry import Metrics
@@ -67,10 +67,8 @@ class PackCache:
             pinned: domains that stay resident.
             declared: domains that are loaded first.
         """
-        self.resident: OrderedDict[Domain, Resident] = OrderedDict()
-        """What answers at once; the domain unused for longest first."""
-        self.nbytes = 0
-        """Of what is resident."""
+        self.resident = Residents(most_bytes, {GENERAL, *pinned})
+        """What answers at once."""
         self.live: dict[Domain, Version] = {}
         """What the store last said."""
         self.good: dict[Domain, Version] = {}
@@ -84,7 +82,7 @@ class PackCache:
         self.changed = asyncio.Event()
         """Set whenever something else serves."""
         self._store, self._loader, self._shelf, self._metrics = store, loader, shelf, metrics
-        self._most, self._pinned, self._declared = most_bytes, {GENERAL, *pinned}, frozenset(declared)
+        self._declared = frozenset(declared)
         self._wait = _FIRST_WAIT
         self._bringing: dict[Domain, asyncio.Task[None]] = {}
         self._coming: set[Domain] = set()
@@ -95,10 +93,7 @@ class PackCache:
 
     def get(self, domain: Domain) -> Resident | None:
         """The resident pack of a domain, which now is the one used last."""
-        found = self.resident.get(domain)
-        if found is not None:
-            self.resident.move_to_end(domain)
-        return found
+        return self.resident.use(domain)
 
     def cold(self, domain: Domain) -> bool:
         """Whether a version is known that may serve a domain, and is not resident."""
@@ -143,8 +138,6 @@ class PackCache:
         """Release every pack."""
         for task in self._bringing.values():
             task.cancel()
-        for resident in self.resident.values():
-            resident.supersede()
         self.resident.clear()
 
     def remember(self) -> None:
@@ -212,11 +205,11 @@ class PackCache:
             wanted = [domain for domain in wanted if domain not in new]
         if not whole:
             return
-        wanted.sort(key=lambda domain: (domain not in self._pinned, domain not in self._declared))
+        wanted.sort(key=lambda domain: (domain not in self.resident.pinned, domain not in self._declared))
         for some in _chunks(wanted):
             # What does not fit is left where it is until it is asked for.
-            room = self._room(self._loader.nbytes)
-            await self._load([domain for domain in some if room or domain in self._pinned])
+            room = self.resident.room(self._loader.nbytes)
+            await self._load([domain for domain in some if room or domain in self.resident.pinned])
 
     async def _step(self, domains: Collection[Domain]) -> None:
         """Load what may have been promoted in one step; until all of it is there, a request gets none of it.
@@ -251,7 +244,11 @@ class PackCache:
             if isinstance(fresh, Refusal):
                 self._refuse(domain, fresh)
                 lost += [domain] if domain not in self.good else []
-            elif domain in self.resident or domain in self._pinned or self._room(fresh.handle.nbytes):
+            elif (
+                domain in self.resident
+                or domain in self.resident.pinned
+                or self.resident.room(fresh.handle.nbytes)
+            ):
                 self._serve(fresh)
             else:
                 # It was checked, and is on the shelf; who uses the bytes now keeps them.
@@ -342,10 +339,10 @@ class PackCache:
         # The store may have told what is live, and failed then.
         known = {*self.good, *(serving.keys() - self.live.keys() if self.live else ())}
         serving = {domain: version for domain, version in serving.items() if domain not in known}
-        order = sorted(serving.items(), key=lambda pair: pair[0] not in self._pinned)
+        order = sorted(serving.items(), key=lambda pair: pair[0] not in self.resident.pinned)
         count = 0
         for pairs in _chunks(order):
-            if not self._room(self._loader.nbytes) and pairs[0][0] not in self._pinned:
+            if not self.resident.room(self._loader.nbytes) and pairs[0][0] not in self.resident.pinned:
                 break
             for loaded in await asyncio.to_thread(self._loader.kept, pairs):
                 if isinstance(loaded, Resident):
@@ -361,14 +358,10 @@ class PackCache:
     def _serve(self, fresh: Resident) -> None:
         """Let a pack answer from the next request on, and make room for it."""
         domain = fresh.domain
-        before = self.resident.pop(domain, None)
-        self.resident[domain] = fresh
         previous, self.good[domain] = self.good.get(domain), fresh.version
         if fresh.version == self.live.get(domain):  # else a refusal of what is live stands
             self.refused.pop(domain, None)
-        self.nbytes += fresh.handle.nbytes
-        if before is not None:
-            self._release(before)
+        self._metrics.packs_evicted.inc(self.resident.put(fresh))
         if previous != fresh.version:
             label = self._metrics.label(domain)
             self._metrics.packs_loaded.labels(label).inc()
@@ -378,29 +371,16 @@ class PackCache:
             if previous is not None:
                 self._gone.append((domain, previous))
             self.changed.set()
-        while self.nbytes > self._most:
-            spare = self._pinned | {domain}
-            oldest = next((name for name in self.resident if name not in spare), None)
-            if oldest is None:
-                break
-            self._release(self.resident.pop(oldest))
-            self._metrics.packs_evicted.inc()
 
     def _retire(self, domain: Domain) -> None:
         self.live.pop(domain, None)
         self.refused.pop(domain, None)
         good = self.good.pop(domain, None)
-        gone = self.resident.pop(domain, None)
-        if gone is not None:
-            self._release(gone)
+        self.resident.drop(domain)
         if good is not None:
             self._gone.append((domain, good))
             self.changed.set()
             log.info("domain retired", domain=domain, pack=good)
-
-    def _release(self, resident: Resident) -> None:
-        self.nbytes -= resident.handle.nbytes
-        resident.supersede()
 
     def _refuse(self, domain: Domain, refusal: Refusal) -> None:
         known = self.refused.get(domain)
@@ -409,9 +389,6 @@ class PackCache:
             return
         self._metrics.packs_refused.labels(self._metrics.label(domain)).inc()
         log.error("pack refused", domain=domain, pack=refusal.version, reason=refusal.reason)
-
-    def _room(self, nbytes: int = 0) -> bool:
-        return self.nbytes + nbytes <= self._most
 
 
 def _chunks(listed: Sequence[T]) -> list[Sequence[T]]:

@@ -152,7 +152,7 @@ async def _measure(packs: PackCache, router: Router, metrics: Metrics) -> None:
     while True:
         metrics.ready.set(float(not router.missing()))
         metrics.resident_packs.set(len(packs.resident))
-        metrics.resident_bytes.set(packs.nbytes)
+        metrics.resident_bytes.set(packs.resident.nbytes)
         metrics.from_shelf.set(float(packs.from_shelf))
         if packs.changed.is_set():
             packs.changed.clear()

@@ -1,4 +1,4 @@
-"""Packs rounded to float16: what is rounded, and what it costs in bytes. Expected bytes are counted by hand."""
+"""Packs rounded to float16: what is rounded, and what it costs. Expected bytes are counted by hand."""
 
 import numpy as np
 import torch

@@ -30,7 +30,7 @@ async def test_the_domain_unused_for_longest_goes_first_and_those_pinned_never(s
         await cache.settled()
         names = [pack.domain for pack in MANY[:3]]
         assert len(cache.packs.resident) == 5
-        assert cache.packs.nbytes == 5 * EACH
+        assert cache.packs.resident.nbytes == 5 * EACH
         assert cache.handles == 5
         for name in [*names, "books"]:
             await cache.asks(name)
@@ -39,7 +39,7 @@ async def test_the_domain_unused_for_longest_goes_first_and_those_pinned_never(s
         await cache.asks(names[1])
         await cache.asks(names[0])  # in place of the one unused for longest
         assert cache.serving().keys() == {"_general", "films", "books", names[1], names[0]}
-        assert (cache.packs.nbytes, cache.handles) == (5 * EACH, 5)
+        assert (cache.packs.resident.nbytes, cache.handles) == (5 * EACH, 5)
         assert cache.packs.good.keys() >= {*names, "books", "films"}
         assert cache.metric("mdctr_packs_evicted_total") == cache.metric("mdctr_packs_brought_total") > 0
 
@@ -123,7 +123,7 @@ async def test_a_pack_evicted_as_soon_as_it_came_does_not_hold_up_the_loop(store
         def serve_and_lose(fresh):
             serve(fresh)
             if fresh.domain == "books" and not again:
-                packs._release(packs.resident.pop("books"))
+                packs.resident.drop("books")
                 # The next to run after the loading, before its callbacks do.
                 asyncio.get_running_loop().call_soon(
                     lambda: again.append(asyncio.create_task(cache.asks("books")))
@@ -377,7 +377,7 @@ async def test_a_start_from_the_shelf_takes_no_more_than_fits(store, bundle, tmp
     async with caching(store, bundle, shelf=tmp_path, most_bytes=6 * EACH, pinned=[MANY[20].domain]) as cache:
         await cache.settled()
         assert MANY[20].domain in cache.serving()
-        assert cache.packs.nbytes == 6 * EACH
+        assert cache.packs.resident.nbytes == 6 * EACH
         assert cache.metric("mdctr_packs_evicted_total") <= 4
         assert await cache.asks(MANY[29].domain) == version_of(MANY[29])
 

@@ -291,7 +291,7 @@ def machine(url, bundle, folder):  # noqa: C901 - a class, closed over the store
                 await soon(lambda: cache.handles == len(cache.packs.resident))
                 serving = cache.serving()
                 assert serving.items() <= self.good.items()
-                assert cache.packs.nbytes == EACH * len(serving)
+                assert cache.packs.resident.nbytes == EACH * len(serving)
                 pinned = GENERAL in serving
                 assert len(serving) <= max(self.room, 1 + pinned)
                 assert not pinned or self.good[GENERAL] == serving[GENERAL]
