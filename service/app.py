@@ -12,8 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from service import problems, runtime, security
 from service.admission import Admission
-from service.api import admin, oip, oip_schemas, ops, rank
+from service.api import admin, events, oip, oip_schemas, ops, rank
 from service.api.admin_schemas import Collect, Promote, Retire, Rollback
+from service.api.events_schemas import Events
 from service.api.oip import InferRoute
 from service.api.rank import RankRoute
 from service.api.requests import EveryRequest
@@ -24,7 +25,7 @@ _DESCRIPTION = """Ranks candidates for a user in one of many domains: one networ
 small pack of parameters a domain, replaced while requests flow. Errors are RFC 9457 problems."""
 
 
-_READ = (RankRequest, Promote, Rollback, Retire, Collect)
+_READ = (RankRequest, Events, Promote, Rollback, Retire, Collect)
 """Bodies that routes parse by themselves."""
 
 
@@ -82,6 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.include_router(rank.router)
     app.include_router(admin.router)
+    app.include_router(events.router)
     app.include_router(ops.router)
     app.include_router(oip.router)
     return app

@@ -37,8 +37,8 @@ class RequestEncoder:
     """Encodes requests for one bundle.
 
     An item's field is taken from the body, else from the item table, else it is unknown. A user's or the
-    context's is taken from the body, else it is unknown. Unknown values are counted; unknown fields, and
-    values of a wrong type, are refused.
+    context's is taken from what is given, else it is unknown; what is kept of a user was merged under it
+    before. Unknown values are counted; unknown fields, and values of a wrong type, are refused.
 
     Candidates whose fields are all the item table's are given by their rows in it, if the bundle has item
     halves. An id without a row is row 0 then, of which nothing is known; but not where the id is a field
@@ -102,6 +102,31 @@ class RequestEncoder:
         if places:
             raise InvalidRequest(places)
         return Encoded({name: array for name, array in arrays.items() if name in self._fed}, unknown)
+
+    def readable(self, profile: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What of a user's profile the model reads.
+
+        A profile is for many models, and whoever asks is not at fault for what stands there: what no field
+        is called does not matter, and a value that does not fit its field is left out.
+
+        Args:
+            profile: values by field name.
+
+        Returns:
+            Values by field name, and the fields whose values are left out.
+        """
+        fields: dict[str, Any] = {}
+        refused = []
+        for name, value in profile.items():
+            slot = self._schema.slots.get(f"user.{name}")
+            if slot is None or name == "id" or value is None:  # who it is, the request says
+                continue
+            try:
+                slot.field.encode([value])
+                fields[name] = value
+            except FieldError:
+                refused.append(name)
+        return fields, refused
 
     def _check_ids(self, ids: Ids) -> None:
         if len(ids) > self._max_candidates:

@@ -27,6 +27,9 @@ from service.shelf import Shelf
 from service.stores._open import open_store
 from service.stores._protocol import PackStore
 from service.telemetry import Metrics
+from service.users._open import open_users
+from service.users._profiles import Profiles
+from service.users._protocol import Users
 
 _LOOK = 1.0
 """Seconds between two measurements of what is not counted as it happens."""
@@ -46,6 +49,9 @@ class Runtime:
     packs: PackCache
     router: Router
     scorer: Scorer
+    users: Users | None
+    """None where nothing is kept of users."""
+    profiles: Profiles | None
     follower: asyncio.Task[None]
 
     @property
@@ -100,6 +106,7 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
         metrics.label(domain)
     engine = open_engine(settings, bundle)
     store = open_store(settings.store, bundle.manifest.bundle)
+    users = open_users(settings.users, settings.users_forget_seconds) if settings.users else None
     async with AsyncExitStack() as stack:
         folder = settings.shelf or Path(
             stack.enter_context(
@@ -117,17 +124,29 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
             declared=bundle.manifest.domains,
         )
         router = Router(packs, bundle.manifest.domains, settings.unknown_domain, settings.cold_domain)
-        scorer = Scorer(RequestEncoder(bundle, settings.max_candidates), engine)
+        encoder = RequestEncoder(bundle, settings.max_candidates)
+        scorer = Scorer(encoder, engine)
+        profiles = None
+        if users is not None:
+            profiles = Profiles(
+                users,
+                encoder.readable,
+                metrics,
+                keep=settings.users_cache_seconds,
+                timeout=settings.users_timeout_ms / 1e3,
+            )
         tasks = [
             asyncio.create_task(packs.follow(), name="follow the store"),
             asyncio.create_task(_freeze_once_settled(packs), name="freeze what was loaded"),
             asyncio.create_task(_measure(packs, router, metrics), name="measure"),
         ]
-        # Without the store's URL, which may hold a password.
-        resolved = settings.model_dump(mode="json", exclude={"store"})
+        # Without URLs, which may hold a password.
+        resolved = settings.model_dump(mode="json", exclude={"store", "users"})
         log.info("starts", bundle=bundle.manifest.bundle, settings=resolved)
         try:
-            yield Runtime(settings, bundle, metrics, store, engine, packs, router, scorer, tasks[0])
+            yield Runtime(
+                settings, bundle, metrics, store, engine, packs, router, scorer, users, profiles, tasks[0]
+            )
         finally:
             for task in tasks:
                 task.cancel()
@@ -135,6 +154,9 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
             if packs.changed.is_set():
                 packs.remember()
             packs.close()
+            if users is not None and profiles is not None:
+                await profiles.close()
+                await users.close()
             await store.close()
             engine.close()
             gc.unfreeze()

@@ -66,6 +66,15 @@ class Settings(BaseSettings):
     """The folder that `python -m export build` made."""
     store: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
     """Where packs live: `redis://HOST:PORT/DB`, `rediss://...` or `directory:PATH`."""
+    users: Annotated[str, Field(repr=False)] = ""
+    """Where users' profiles and clicks live: `redis://...` as for packs, or `memory:`, which is each worker's
+    own. Empty: nothing is kept of users."""
+    users_cache_seconds: Annotated[float, Field(ge=0, le=3600)] = 5.0
+    """For how long a user's profile that was read is used again; 0 reads it for each request."""
+    users_timeout_ms: Annotated[float, Field(gt=0)] = 20.0
+    """Milliseconds that a request waits for its user's profile; then it is scored without."""
+    users_forget_seconds: Annotated[int, Field(ge=0)] = 0
+    """A user without a click for so long is forgotten, profile and clicks; 0 for never."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     allow_public: bool = False

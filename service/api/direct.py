@@ -74,6 +74,7 @@ class Direct(ABC):
         """Bytes of a body that are taken."""
         self._deadline = runtime.settings.deadline_ms / 1e3
         self._scorer, self._router = runtime.scorer, runtime.router
+        self._profiles = runtime.profiles
 
     @abstractmethod
     def decode(self, path: str, headers: Headers, body: bytes) -> Asked:
@@ -124,6 +125,11 @@ class Direct(ABC):
             pack = self._router.now(asked.domain)
             if pack is None:
                 return None
+            if self._profiles is not None:
+                user = self._profiles.now(asked.user)
+                if user is None:
+                    return None
+                asked.user = user
             ranking = self._scorer.rank(
                 pack, asked.user, asked.context, asked.ids, asked.items, top_k=asked.top_k
             )
@@ -160,6 +166,9 @@ class Direct(ABC):
             until = arrived + self._allowed(headers)
             body = await _body(receive, self.most)
             asked = self._read(path, headers, body, record)
+            if self._profiles is not None:
+                spare = until - perf_counter() - self._admission.seconds
+                asked.user = await self._profiles.merged(asked.user, spare)
             pack = await self._router.route(asked.domain, until - perf_counter())
             began = perf_counter()
             ranking = self._scorer.rank(

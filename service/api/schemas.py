@@ -33,7 +33,8 @@ class RankRequest(BaseModel):
     )
 
     user: Annotated[dict[FieldName, Value], Field(max_length=1000)] = {}
-    """The user's fields by name, and `id`. A field left out, or null, is unknown."""
+    """The user's fields by name, and `id`. A field left out, or null, comes from what the service keeps of
+    the user of this `id`, if it keeps anything; else it is unknown."""
     context: Annotated[dict[FieldName, Value], Field(max_length=1000)] = {}
     """The request's own fields by name, such as the hour."""
     ids: Annotated[list[ItemId], Field(min_length=1)]

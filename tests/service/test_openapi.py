@@ -25,6 +25,7 @@ from tests.service.conftest import Publisher
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 RANK = "/v1/domains/{domain}/rank"
+EVENTS = "/v1/events"
 ADMIN = "/v1/admin/"
 INFER = "/v2/models/{model}/infer"
 KEY = "schema-0123456789abcdef"
@@ -46,7 +47,16 @@ def test_every_route_is_described_and_every_model_of_the_wire_is_there(document)
         for operation in methods.values():
             assert operation["description"], path
     models = document["components"]["schemas"]
-    for name in ("RankRequest", "RankAnswer", "Problem", "Promote", "Rollback", "Retire", "Collect"):
+    for name in (
+        "RankRequest",
+        "RankAnswer",
+        "Events",
+        "Problem",
+        "Promote",
+        "Rollback",
+        "Retire",
+        "Collect",
+    ):
         assert models[name]["examples"]
     asked = document["paths"][RANK]["post"]
     assert asked["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankRequest")
@@ -69,7 +79,11 @@ def address(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     publish = Publisher(f"directory:{folder / 'store'}")
     publish.raw(dict(bundle.packs()))
-    settings = {"MDCTR_DRAIN_SECONDS": "0", "MDCTR_ADMIN_KEYS": json.dumps({"schema": KEY})}
+    settings = {
+        "MDCTR_DRAIN_SECONDS": "0",
+        "MDCTR_ADMIN_KEYS": json.dumps({"schema": KEY}),
+        "MDCTR_USERS": "memory:",
+    }
     with served(bundle.path, publish.url, folder / "log", settings) as url:
         yield url
 
@@ -129,6 +143,7 @@ def test_requests_made_from_the_document_never_break_the_service(address, docume
     # Both kinds of requests came through: those that are answered, and those that are refused.
     assert {status for path, status in asked if path == RANK} == {2, 4}
     assert {status for path, status in asked if path == INFER} == {2, 4}
+    assert {status for path, status in asked if path == EVENTS} == {2, 4}
     assert {path for path, _ in asked} == set(document["paths"])
     # And past the key: most of the admin's routes were asked by an admin.
     for path in document["paths"]:
