@@ -18,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench-training bench-add-domain bench-swap bench-domains coverage test test-all lint clean
+.PHONY: help demo bench bench-training bench-add-domain bench-swap bench-domains loadtest locust coverage test test-all lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -31,6 +31,15 @@ bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other lib
 
 bench-swap: $(READY) ## Packs promoted under traffic while Redis and a worker are killed [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-swap $(ARGS)
+
+bench: $(READY) ## Requests/s over HTTP, beside the engine alone and a naive service [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench $(ARGS)
+
+loadtest: $(READY) ## Capacity within a latency budget, overload, SIGTERM, bad clients [ARGS='--part soak']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest loadtest $(ARGS)
+
+locust: $(READY) ## Locust against a running service [ARGS='--host URL --bundle FOLDER -u 50 -r 50 -t 60s']
+	@cd '$(ROOT)' && '$(VENV)/bin/locust' -f loadtest/locustfile.py --headless $(ARGS)
 
 bench-domains: $(READY) ## Ten thousand domains in one service, by form of pack [ARGS='--items 200000 --form sparse']
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-domains $(ARGS)

@@ -14,11 +14,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from loadtest import bench as over_http
 from loadtest import bench_add_domain as adding
 from loadtest import bench_domains as many
 from loadtest import bench_swap as swapping
 from loadtest import bench_training as training
+from loadtest import budgets as limits
+from loadtest import capacity as loading
 from loadtest import demo as whole
+from loadtest import forms as stored
+from loadtest.stage import Size as Model
 from service.contract import cli
 from service.contract.errors import UnknownOption
 
@@ -118,6 +123,89 @@ def bench_domains(  # noqa: PLR0917 - typer makes options of them
         cli.result(json.dumps(report))
     else:
         many.show(report, Console(width=max(140, Console().width)))
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of a contender in a round, by size.")] = 0.3,
+    items: Annotated[int, typer.Option(min=100, help="Rows of the item table.")] = 200_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Requests/s over HTTP beside the engine alone and beside the service that one would write first."""
+    size = over_http.Size(rounds=rounds, seconds=seconds, model=Model(items=items))
+    report = over_http.bench(size, out / "bench", Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        over_http.show(report, Console(width=max(180, Console().width)))
+    if not report["naive_valid"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def loadtest(  # noqa: PLR0917 - typer makes options of them
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(loading.PARTS)}; the short ones.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    candidates: Annotated[int, typer.Option(min=1, help="Of a request.")] = 500,
+    budget_ms: Annotated[float, typer.Option(min=0.1, help="What p99 may be.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=1, help="Of the service.")] = 1,
+    body: Annotated[str, typer.Option(help="json, or binary: the Open Inference Protocol.")] = "json",
+    capacity: Annotated[float | None, typer.Option(min=1, help="If it is known; else searched.")] = None,
+    overload_seconds: Annotated[float, typer.Option(min=2)] = 60.0,
+    deadline_ms: Annotated[float, typer.Option(min=1, help="Of the requests of an overload.")] = 50.0,
+    soak_minutes: Annotated[float, typer.Option(min=0.2)] = 10.0,
+    items: Annotated[int, typer.Option(min=100, help="Rows of the item table.")] = 200_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """The highest rate within a latency budget, and what happens beyond it."""
+    if strange := sorted({*(part or ())} - {*loading.PARTS}):
+        raise UnknownOption(f"no such part: {', '.join(strange)}; there are {', '.join(loading.PARTS)}")
+    size = loading.Size(
+        candidates=candidates,
+        budget_ms=budget_ms,
+        workers=workers,
+        body=body,
+        capacity_rps=capacity,
+        overload_seconds=overload_seconds,
+        deadline_ms=deadline_ms,
+        soak_minutes=soak_minutes,
+        model=Model(items=items),
+    )
+    report = loading.run(size, tuple(part or loading.SHORT), out / "loadtest", Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        loading.show(report, Console())
+
+
+@app.command()
+def budgets(
+    observed: Annotated[Path, typer.Argument(help="observed.json of a Locust run.")],
+    file: Annotated[Path | None, typer.Option(help="A file of budgets; loadtest/budgets.yaml.")] = None,
+) -> None:
+    """Judge a Locust run again, under other budgets: exit code 1 if one is broken."""
+    found = limits.Budgets.load(file or Path(str(resources("loadtest"))) / "budgets.yaml")
+    code = limits.conclude(found, limits.Observed.load(observed), observed.parent, Console())
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def forms(
+    run: Path,
+    data: Annotated[Path, typer.Option(help="Folder of prepared data sets.")] = Path("runs/data"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Bytes and quality of a run's packs, by the form they are stored in."""
+    report = stored.forms(run, data)
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        stored.show(report, Console())
 
 
 def show(report: dict[str, Any], console: Console) -> None:
