@@ -17,6 +17,9 @@ _WEIGHT = 0.05
 """Of the newest request in the mean of what requests take."""
 _MARGIN = 1.2
 """By how much a request may take longer than the mean."""
+_SHARE = 0.5
+"""Of the time that a request may take, that it may take here: its way, and its wait in the
+caller's own queue, cannot be seen from here. A shorter queue answers as many requests as a longer one."""
 RETRY_AFTER = 1
 """Seconds after which a caller that was refused may come again."""
 
@@ -49,9 +52,9 @@ class Admission:
         return self._earliest
 
     def in_time(self, arrived: float, deadline: float) -> bool:
-        """Whether a request can be answered within `deadline` seconds of its arrival."""
+        """Whether a request can be answered in time whose caller waits for `deadline` seconds."""
         done = perf_counter() + self.seconds * _MARGIN
-        return done - arrived <= deadline and self.waiting < self._permits
+        return done - arrived <= deadline * _SHARE and self.waiting < self._permits
 
     def answered(self, seconds: float) -> None:
         """A request kept the loop busy for so long."""

@@ -295,8 +295,9 @@ def _without_padding(tensor: InferenceInput, values: Values, rows: int) -> list[
     width, plain = tensor.shape[-1], _plain(tensor, values)
     lists = [plain[row * width : (row + 1) * width] for row in range(rows)]
     pad: Any = ""
-    if not isinstance(values, list):
-        pad = int(np.iinfo(values.dtype).min) if values.dtype.kind == "i" else None
+    if tensor.datatype != BYTES:
+        dtype = NUMBERS[tensor.datatype]
+        pad = int(np.iinfo(dtype).min) if dtype.kind == "i" else None
     if pad not in plain:
         return lists
     return [[value for value in row if value != pad] for row in lists]

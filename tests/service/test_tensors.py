@@ -45,9 +45,12 @@ def test_numbers_in_json_come_back_flat_and_nested(pair):
         return
     for data in (tensors.to_json(array.ravel()), array.tolist()):
         found = tensors.from_json(datatype, array.shape, data)
-        assert isinstance(found, np.ndarray)
-        assert found.dtype == NUMBERS[datatype]
-        assert found.tobytes() == array.tobytes()
+        if isinstance(found, list):  # one integer is left as it is
+            assert array.shape == (1,)
+            assert [*map(type, found)] == [int]
+        else:
+            assert found.dtype == NUMBERS[datatype]
+        assert np.array(found, NUMBERS[datatype]).tobytes() == array.tobytes()
 
 
 @given(st.lists(TEXTS, max_size=6), st.binary(max_size=9))
