@@ -229,6 +229,28 @@ def _figures(size: Size, found: Found) -> dict[str, Any]:
     return {"engine": engine, "asgi": asgi, "http": http, "naive": plain, "naive_valid": valid}
 
 
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table of a page: a core kept busy by several connections, and latencies of one connection."""
+    lines = [
+        "| candidates | engine to flat | naive, requests/s | JSON | binary | JSON, p50 / p99, ms "
+        + "| binary, p50 / p99, ms |",
+        "| --- " * 7 + "|",
+    ]
+    for n, engine in report["engine"].items():
+        forms = report["http"]["json"][n], report["http"]["binary"][n]
+        rates = (f"{form['rps_busy']:,.0f} ({form['ratio_to_naive_busy']:.2f}x)" for form in forms)
+        times = (f"{form['p50_ms']:.2f} / {form['p99_ms']:.2f}" for form in forms)
+        cells = (
+            f"{int(n):,}",
+            f"{engine['ratio_to_flat']:.2f}",
+            f"{report['naive'][n]['rps_busy']:,.0f}",
+            *rates,
+            *times,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A row a number of candidates."""
     table = Table(title="requests/s of one core, closed loop on one connection (several connections)")

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from loadtest import bench_domains, bench_swap
+from loadtest import bench, bench_domains, bench_swap
 from training.figures import table
 
 DOCS = Path("docs")
@@ -22,11 +22,13 @@ def test_a_table_is_its_reports(report: Path) -> None:
     assert table(json.loads(report.read_text())) in (DOCS / "plate.md").read_text()
 
 
-@pytest.mark.parametrize("bench", [bench_swap, bench_domains], ids=lambda module: module.__name__)
-def test_a_benchmarks_table_is_its_reports(bench: ModuleType) -> None:
-    name = bench.__name__.rpartition(".")[2].replace("_", "-")
+@pytest.mark.parametrize(
+    ("module", "page"), [(bench_swap, "domains"), (bench_domains, "domains"), (bench, "load-testing")]
+)
+def test_a_benchmarks_table_is_its_reports(module: ModuleType, page: str) -> None:
+    name = module.__name__.rpartition(".")[2].replace("_", "-")
     report = json.loads((DOCS / "figures" / f"{name}.json").read_text())
-    assert bench.markdown(report) in (DOCS / "domains.md").read_text()
+    assert module.markdown(report) in (DOCS / f"{page}.md").read_text()
 
 
 def test_pictures_and_pages_that_are_linked_exist() -> None:
