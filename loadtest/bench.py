@@ -233,7 +233,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The table of a page: a core kept busy by several connections, and latencies of one connection."""
     lines = [
         "| candidates | engine to flat | naive, requests/s | JSON | binary | JSON, p50 / p99, ms "
-        + "| binary, p50 / p99, ms |",
+        "| binary, p50 / p99, ms |",
         "| --- " * 7 + "|",
     ]
     for n, engine in report["engine"].items():

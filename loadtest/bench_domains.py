@@ -130,7 +130,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The same table, as a page has it."""
     lines = [
         "| form | pack, bytes | in Redis, MB | all loaded after | resident, MB | process, MB "
-        + "| p50 one / all, ms | p99 one / all, ms | p99 ratio |",
+        "| p50 one / all, ms | p99 one / all, ms | p99 ratio |",
         "| --- " * 9 + "|",
     ]
     lines += [
