@@ -128,11 +128,9 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The same table, as a page has it."""
-    lines = [
-        "| form | pack, bytes | in Redis, MB | all loaded after | resident, MB | process, MB "
-        "| p50 one / all, ms | p99 one / all, ms | p99 ratio |",
-        "| --- " * 9 + "|",
-    ]
+    sizes = "pack, bytes", "in Redis, MB", "all loaded after", "resident, MB", "process, MB"
+    times = "p50 one / all, ms", "p99 one / all, ms", "p99 ratio"
+    lines = [f"| {' | '.join(('form', *sizes, *times))} |", "| --- " * 9 + "|"]
     lines += [
         f"| {form} | {found['pack_bytes']:,} | {found['redis_bytes'] / 1e6:,.0f} | {found['load_s']:.0f} s "
         f"| {found['resident_bytes'] / 1e6:,.0f} | {found['process_mb']:,.0f} "
