@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from time import monotonic
 from types import FrameType
 
@@ -12,11 +13,16 @@ from service.app import create_app
 from service.protocol import Protocol
 from service.settings import Settings
 
+_TURN = 0.0005
+"""Seconds for which a thread has the interpreter to itself while another waits for it."""
+
 
 class Server(uvicorn.Server):
     """Serves one application."""
 
     def __init__(self, settings: Settings) -> None:
+        # A thread that loads a pack would else keep the interpreter from requests for 5 ms at a time.
+        sys.setswitchinterval(_TURN)
         self._app = create_app(settings)
         self._drain_seconds = settings.drain_seconds
         self._stop_at: float | None = None
