@@ -15,6 +15,9 @@ _IDLE = 50e-6
 """Seconds without work after which the loop was waiting, and data is read as it arrives."""
 _WEIGHT = 0.05
 """Of the newest request in the mean of what requests take."""
+_DECAY = 0.01
+"""Of the mean, that a refusal takes from it: one long pause would else be waited out by nobody, since what is
+refused says nothing of how long it would have taken."""
 _MARGIN = 1.2
 """By how much a request may take longer than the mean."""
 _SHARE = 0.5
@@ -60,6 +63,10 @@ class Admission:
         """A request kept the loop busy for so long."""
         self._done = perf_counter()
         self.seconds += _WEIGHT * (seconds - self.seconds)
+
+    def refused(self) -> None:
+        """A request was refused for want of time."""
+        self.seconds -= _DECAY * self.seconds
 
     def _turn(self) -> None:
         self._new_round = True

@@ -91,10 +91,6 @@ class PackCache:
         self._gone: list[tuple[Domain, Version]] = []
         """What no longer serves, and is on the shelf until it is noted there that it does not."""
 
-    def get(self, domain: Domain) -> Resident | None:
-        """The resident pack of a domain, which now is the one used last."""
-        return self.resident.use(domain)
-
     def cold(self, domain: Domain) -> bool:
         """Whether a version is known that may serve a domain, and is not resident."""
         if domain in self.resident:

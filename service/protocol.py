@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.admission import Admission
-from service.api.direct import Answer, Direct, too_large
+from service.api.bodies import too_large
+from service.api.direct import Answer, Direct
 
 _PLAIN = "1.1"
 
@@ -23,6 +24,9 @@ class Protocol(HttpToolsProtocol):
 
     _route: Direct | None = None
     """Of the request that is being read, if it is answered here."""
+    _path: str
+    _heads: dict[bytes, bytes]
+    _arrived: float
     _chunks: list[bytes]
     _size: int
     _answer: Answer | None
@@ -42,7 +46,7 @@ class Protocol(HttpToolsProtocol):
         if route is None:
             super().on_headers_complete()
             return
-        self._path, self._heads = self.url.decode("ascii"), dict(self.headers)
+        self._heads = dict(self.headers)
         self._chunks, self._size, self._answer = [], 0, None
         if not route.in_time(self._arrived, self._heads):
             self._write(route.refuse(self._path, self._heads))
@@ -93,8 +97,8 @@ class Protocol(HttpToolsProtocol):
             return None
         routes: Iterable[Direct] = self.config.loaded_app.state.direct
         # A path with an escape in it, or a query, is rare, and for those who take such apart.
-        path = self.url.decode("latin-1")
-        return next((route for route in routes if route.path.fullmatch(path)), None)
+        self._path = self.url.decode("latin-1")
+        return next((route for route in routes if route.path.fullmatch(self._path)), None)
 
     def _write(self, answer: Answer) -> None:
         self._answer = answer

@@ -41,7 +41,7 @@ class Router:
         Raises:
             UnknownDomain: no pack answers.
         """
-        own = self._packs.get(domain)
+        own = self._packs.resident.use(domain)
         # The general pack is not asked for by its own name.
         if own is not None and domain != GENERAL:
             return own
@@ -49,7 +49,7 @@ class Router:
             raise UnknownDomain(domain)
         if self._fallback is None or self._packs.cold(domain):
             return None
-        return self._packs.get(self._fallback)
+        return self._packs.resident.use(self._fallback)
 
     async def route(self, domain: str, seconds: float) -> Resident:
         """The pack that answers for a domain. Hold it before anything else is awaited.
@@ -90,14 +90,14 @@ class Router:
 
     async def _when_cold(self, domain: str, seconds: float) -> Resident:
         if self._cold == "general":
-            general = self._packs.get(GENERAL)
+            general = self._packs.resident.use(GENERAL)
             if general is not None:
                 self._packs.fetch_soon(domain)
                 return general
         return await self._brought(domain, seconds)
 
     async def _instead(self, domain: Domain, seconds: float) -> Resident:
-        found = self._packs.get(domain)
+        found = self._packs.resident.use(domain)
         if found is not None:
             return found
         if self._packs.cold(domain):
@@ -109,7 +109,7 @@ class Router:
         try:
             async with asyncio.timeout(seconds):
                 # Again, should it have been evicted between its coming and our turn.
-                while (found := self._packs.get(domain)) is None:
+                while (found := self._packs.resident.use(domain)) is None:
                     await self._packs.bring(domain)
         except TimeoutError:
             raise DeadlineExceeded(f"the pack of {domain} did not come in time") from None

@@ -30,13 +30,28 @@ async def read(request: Request, most: int, media: Collection[str]) -> bytes:
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in media:
         raise HTTPException(415, f"the body must be {' or '.join(filter(None, media))}")
+    return await whole(request, most)
+
+
+async def whole(request: Request, most: int) -> bytes:
+    """The body of a request, no more of it than is taken.
+
+    Raises:
+        HTTPException: 413.
+        ClientDisconnect: the caller hung up.
+    """
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > most:
-            raise HTTPException(413, f"the body has more than {most} bytes")
+            raise too_large(most)
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def too_large(most: int) -> HTTPException:
+    """A body has more bytes than are taken."""
+    return HTTPException(413, f"the body has more than {most} bytes")
 
 
 async def parse(request: Request, most: int, model: type[Model]) -> Model:

@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
+from service import problems
 from service.admission import Admission
+from service.api import bodies
 from service.api.requests import request_id
 from service.contract.errors import Overloaded
 from service.features import Ids
@@ -58,10 +61,6 @@ class Answer:
     body: bytes
 
 
-class Gone(Exception):
-    """The caller hung up."""
-
-
 class Direct(ABC):
     """One path of `POST` requests that are scored."""
 
@@ -89,9 +88,11 @@ class Direct(ABC):
     def encode(self, asked: Asked, ranking: Ranking, name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """The answer's own headers, and its body."""
 
-    @abstractmethod
     def failed(self, error: Exception, path: str, name: str) -> Answer:
         """The answer to a request that ended in an error."""
+        found = problems.ending(error, path, name)
+        headers = [(key.lower().encode(), value.encode()) for key, value in found.headers.items()]
+        return Answer(found.status, headers, found.body)
 
     def domain(self, path: str) -> str:
         """Which domain's metrics a request counts for that was not read yet."""
@@ -100,12 +101,10 @@ class Direct(ABC):
 
     def in_time(self, arrived: float, headers: Headers) -> bool:
         """Whether a request can still be answered in time."""
-        given = headers.get(b"x-deadline-ms")
         try:
-            deadline = self._deadline if given is None else float(given) / 1e3
-        except ValueError:
-            return True  # which will be said when it is read
-        return self._admission.in_time(arrived, deadline)
+            return self._admission.in_time(arrived, self._allowed(headers))
+        except HTTPException:
+            return True  # what is wrong with it is said when it is read
 
     def now(self, path: str, headers: Headers, body: bytes, arrived: float) -> Answer | None:
         """Answer a request, or None where something would have to be waited for.
@@ -136,14 +135,15 @@ class Direct(ABC):
             answer = self._answered(asked, ranking, name, record, (arrived, began))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer
             answer = self._failed(error, path, name, arrived)
-        self._finish(answer.status, path, name, record, (arrived, began))
+        self._admission.answered(perf_counter() - began)
+        self._finish(answer.status, path, name, record, arrived)
         return answer
 
     def error(self, error: Exception, path: str, headers: Headers, arrived: float) -> Answer:
         """The answer to a request that is wrong before it is read."""
         name = request_id(headers)
         answer = self._failed(error, path, name, arrived)
-        self._finish(answer.status, path, name, {"domain": self.domain(path)}, (arrived, perf_counter()))
+        self._finish(answer.status, path, name, {"domain": self.domain(path)}, arrived)
         return answer
 
     def refuse(self, path: str, headers: Headers) -> Answer:
@@ -151,6 +151,7 @@ class Direct(ABC):
         name = request_id(headers)
         answer = self.failed(Overloaded("more is asked than can be answered in time"), path, name)
         answer.headers += [(b"x-request-id", name.encode()), (b"server-timing", b"total;dur=0")]
+        self._admission.refused()
         self._runtime.count(self.domain(path), answer.status, 0.0)
         return answer
 
@@ -164,7 +165,7 @@ class Direct(ABC):
         self._admission.waiting += 1
         try:
             until = arrived + self._allowed(headers)
-            body = await _body(receive, self.most)
+            body = await bodies.whole(Request(scope, receive), self.most)
             asked = self._read(path, headers, body, record)
             if self._profiles is not None:
                 spare = until - perf_counter() - self._admission.seconds
@@ -175,7 +176,9 @@ class Direct(ABC):
                 pack, asked.user, asked.context, asked.ids, asked.items, top_k=asked.top_k
             )
             answer = self._answered(asked, ranking, name, record, (arrived, began))
-        except Gone:
+            # Not what an error took: it may have waited all its time, and kept the loop from nothing.
+            self._admission.answered(perf_counter() - began)
+        except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer
             answer = self._failed(error, path, name, arrived)
@@ -187,7 +190,7 @@ class Direct(ABC):
         answer.headers.append((b"content-length", str(len(answer.body)).encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self._finish(answer.status, path, name, record, (arrived, began))
+        self._finish(answer.status, path, name, record, arrived)
 
     def _read(self, path: str, headers: Headers, body: bytes, record: dict[str, Any]) -> Asked:
         if not self._keys.rank_is_open:
@@ -218,14 +221,10 @@ class Direct(ABC):
         answer.headers += [(b"x-request-id", name.encode()), (b"server-timing", timing)]
         return answer
 
-    def _finish(
-        self, status: int, path: str, name: str, record: dict[str, Any], moments: tuple[float, float]
-    ) -> None:
-        arrived, began = moments
-        now = perf_counter()
-        self._admission.answered(now - began)
-        self._runtime.count(record["domain"], status, now - arrived)
-        log_answer(now - arrived, method="POST", path=path, status=status, request_id=name, **record)
+    def _finish(self, status: int, path: str, name: str, record: dict[str, Any], arrived: float) -> None:
+        seconds = perf_counter() - arrived
+        self._runtime.count(record["domain"], status, seconds)
+        log_answer(seconds, method="POST", path=path, status=status, request_id=name, **record)
 
     def _allowed(self, headers: Headers) -> float:
         """Seconds that the caller, or else the service, gives a request."""
@@ -239,25 +238,3 @@ class Direct(ABC):
         if not 0 < allowed < math.inf:
             raise HTTPException(400, "X-Deadline-Ms must be a number of milliseconds above 0")
         return allowed / 1e3
-
-
-async def _body(receive: Receive, most: int) -> bytes:
-    """The body, no more of it than is taken."""
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > most:
-            raise too_large(most)
-        if not message.get("more_body", False):
-            return chunk if not chunks else b"".join([*chunks, chunk])
-        chunks.append(chunk)
-
-
-def too_large(most: int) -> HTTPException:
-    """A body has more bytes than are taken."""
-    return HTTPException(413, f"the body has more than {most} bytes")

@@ -12,7 +12,6 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
-from service import problems
 from service.api import inference, ops
 from service.api.direct import Answer, Asked, Direct, Headers
 from service.api.oip_schemas import (
@@ -208,12 +207,10 @@ class InferRoute(Direct):
         return [(b"content-type", b"application/octet-stream"), (_LENGTH, str(length).encode())], content
 
     def failed(self, error: Exception, path: str, name: str) -> Answer:
-        """`InferenceError`."""
+        """`InferenceError`, which names tensors."""
         if isinstance(error, InvalidRequest):
             error = inference.in_tensors(error)
-        found = problems.ending(error, path, name)
-        headers = [(key.lower().encode(), value.encode()) for key, value in found.headers.items()]
-        return Answer(found.status, headers, found.body)
+        return super().failed(error, path, name)
 
 
 def _metadata(request: Request, model: str, version: str | None = None) -> ModelMetadata:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service import problems
-from service.api.direct import Answer, Asked, Direct, Headers
+from service.api.direct import Asked, Direct, Headers
 from service.api.schemas import Domains, DomainState, RankAnswer, RankRequest, Refused
 from service.contract.errors import UnknownDomain
 from service.runtime import Runtime
@@ -78,12 +78,6 @@ class RankRoute(Direct):
             }
         )
         return [(b"content-type", _JSON)], content
-
-    def failed(self, error: Exception, path: str, name: str) -> Answer:
-        """A problem."""
-        found = problems.ending(error, path, name)
-        headers = [(key.lower().encode(), value.encode()) for key, value in found.headers.items()]
-        return Answer(found.status, headers, found.body)
 
     def domain(self, path: str) -> str:
         """The one that the path names."""
