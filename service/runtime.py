@@ -64,10 +64,6 @@ class Runtime:
         """Every domain that the bundle declares or the store names, sorted; the general one is among them."""
         return sorted({GENERAL, *self.bundle.manifest.domains, *self.packs.live})
 
-    def count(self, domain: str, status: int, seconds: float) -> None:
-        """Count an answered rank request."""
-        self.metrics.answered(domain, status, seconds)
-
     def observe(self, ranking: Ranking, candidates: int) -> None:
         """Take the measures of one ranking."""
         self.metrics.candidates.observe(candidates)

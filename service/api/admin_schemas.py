@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
+from service.api.schemas import asked
 from service.lifecycle import SHORTEST, SPARED
 
 _Domain = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -15,19 +16,10 @@ _Domains = Annotated[list[_Domain], Field(min_length=1, max_length=10_000)]
 _Versions = Annotated[dict[_Domain, _Version], Field(min_length=1, max_length=10_000)]
 
 
-def _config(*examples: dict[str, Any]) -> ConfigDict:
-    return ConfigDict(
-        strict=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        json_schema_extra={"examples": [*examples]},
-    )
-
-
 class Promote(BaseModel):
     """Versions to make live in one step."""
 
-    model_config = _config(
+    model_config = asked(
         {
             "versions": {"books": "0123456789abcdef"},
             "run": "nightly 2024-05-01",
@@ -46,7 +38,7 @@ class Promote(BaseModel):
 class Rollback(BaseModel):
     """Domains to roll back in one step."""
 
-    model_config = _config({"domains": ["books", "films"]}, {"domains": ["books"], "to": "0123"})
+    model_config = asked({"domains": ["books", "films"]}, {"domains": ["books"], "to": "0123"})
 
     domains: _Domains
     to: _Version | None = None
@@ -62,7 +54,7 @@ class Rollback(BaseModel):
 class Retire(BaseModel):
     """Domains in which nothing shall be live."""
 
-    model_config = _config({"domains": ["books"]})
+    model_config = asked({"domains": ["books"]})
 
     domains: _Domains
     run: _Run = ""
@@ -72,7 +64,7 @@ class Retire(BaseModel):
 class Collect(BaseModel):
     """Which packs to remove."""
 
-    model_config = _config({"keep": 5, "dry_run": True})
+    model_config = asked({"keep": 5, "dry_run": True})
 
     keep: Annotated[int, Field(ge=0, le=100)] = SPARED
     """Distinct versions of each domain's history that stay; what is live stays in any case."""

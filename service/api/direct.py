@@ -152,7 +152,7 @@ class Direct(ABC):
         answer = self.failed(Overloaded("more is asked than can be answered in time"), path, name)
         answer.headers += [(b"x-request-id", name.encode()), (b"server-timing", b"total;dur=0")]
         self._admission.refused()
-        self._runtime.count(self.domain(path), answer.status, 0.0)
+        self._runtime.metrics.answered(self.domain(path), answer.status, 0.0)
         return answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -223,7 +223,7 @@ class Direct(ABC):
 
     def _finish(self, status: int, path: str, name: str, record: dict[str, Any], arrived: float) -> None:
         seconds = perf_counter() - arrived
-        self._runtime.count(record["domain"], status, seconds)
+        self._runtime.metrics.answered(record["domain"], status, seconds)
         log_answer(seconds, method="POST", path=path, status=status, request_id=name, **record)
 
     def _allowed(self, headers: Headers) -> float:

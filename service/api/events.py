@@ -48,7 +48,6 @@ def _responses() -> dict[int | str, dict[str, Any]]:
             "required": True,
             "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{Events.__name__}"}}},
         },
-        "security": [{}, {"key": []}, {"bearer": []}],
     },
 )
 async def events(request: Request) -> Accepted:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.schemas import asked
+
 _MOST = 1000
 """Events of one request."""
 _LARGEST = 2**63 - 1
@@ -35,20 +37,13 @@ class Event(BaseModel):
 class Events(BaseModel):
     """Events, in any order."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "events": [
-                        {"user": 42, "domain": "books", "item": 7, "kind": "shown"},
-                        {"user": 42, "domain": "books", "item": 7, "kind": "click", "time": 1767225600.5},
-                    ]
-                }
+    model_config = asked(
+        {
+            "events": [
+                {"user": 42, "domain": "books", "item": 7, "kind": "shown"},
+                {"user": 42, "domain": "books", "item": 7, "kind": "click", "time": 1767225600.5},
             ]
-        },
+        }
     )
 
     events: Annotated[list[Event], Field(min_length=1, max_length=_MOST)]

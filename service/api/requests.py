@@ -1,4 +1,4 @@
-"""`EveryRequest`: what happens around each request: its id, its log line, its metrics."""
+"""`EveryRequest`: what happens around each request that is not scored: its id, and its log line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from itertools import count
 from time import perf_counter
 from typing import Any
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.telemetry import log_answer
 
 _WELL_FORMED = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _PROCESS = uuid.uuid4().hex[:16]
@@ -19,14 +20,11 @@ _COUNTER = count()
 _QUIET = {"/healthz", "/readyz", "/metrics"}
 """Asked every few seconds by machines: no log line."""
 
-log = structlog.get_logger()
-
 
 class EveryRequest:
     """Middleware. Sets `request.state`: `request_id`, `started`, and `record`, which a route adds to.
 
-    What stands in `record` is logged with the answer; a `domain` there makes it a rank request, which is
-    counted.
+    What stands in `record` is logged with the answer.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -59,18 +57,9 @@ class EveryRequest:
             await self._app(scope, receive, send_named)
         finally:
             seconds = perf_counter() - started
-            if "domain" in record:
-                state.runtime.count(record["domain"], status, seconds)
             if scope["path"] not in _QUIET:
-                log.info(
-                    "answered",
-                    request_id=name,
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    ms=round(seconds * 1e3, 3),
-                    **record,
-                )
+                method, path = scope["method"], scope["path"]
+                log_answer(seconds, request_id=name, method=method, path=path, status=status, **record)
 
 
 def request_id(headers: Mapping[bytes, bytes]) -> str:

@@ -17,19 +17,22 @@ Value = Annotated[Any, WithJsonSchema(_VALUE)]
 ItemId = Annotated[Any, WithJsonSchema({"type": ["integer", "string"]})]
 
 
-class RankRequest(BaseModel):
-    """Candidates to rank for one user, as columns."""
-
-    model_config = ConfigDict(
+def asked(*examples: dict[str, Any]) -> ConfigDict:
+    """How the JSON of a request is read: nothing is converted, and nothing passed over."""
+    return ConfigDict(
         strict=True,
         extra="forbid",
         use_attribute_docstrings=True,
-        json_schema_extra={
-            "examples": [
-                {"user": {"id": 42, "age": 31}, "context": {"hour": 20}, "ids": [7, 3, 9]},
-                {"user": {}, "ids": [7, 1001], "items": {"price": [None, 12.5]}, "top_k": 1},
-            ]
-        },
+        json_schema_extra={"examples": [*examples]},
+    )
+
+
+class RankRequest(BaseModel):
+    """Candidates to rank for one user, as columns."""
+
+    model_config = asked(
+        {"user": {"id": 42, "age": 31}, "context": {"hour": 20}, "ids": [7, 3, 9]},
+        {"user": {}, "ids": [7, 1001], "items": {"price": [None, 12.5]}, "top_k": 1},
     )
 
     user: Annotated[dict[FieldName, Value], Field(max_length=1000)] = {}

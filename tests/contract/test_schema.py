@@ -199,3 +199,35 @@ def test_what_is_not_a_schema_is_refused(tmp_path):
 def test_another_schema_has_another_fingerprint():
     other = FeatureSchema(fields=(COLOUR.model_copy(update={"values": ("blue", "rose")}), PRICE))
     assert other.fingerprint != FeatureSchema(fields=(COLOUR, PRICE)).fingerprint
+
+
+BIG = Field(name="big", owner="user", kind="vocabulary", dtype="int", values=(-(10**12), 7, 10**15))
+"""Too far apart for a table, so they are searched."""
+SIZE = Field(name="size", owner="user", kind="hashed", dtype="int", buckets=4)
+WEIGHT = Field(name="weight", owner="user", kind="number", mean=1.5, std=0.3)
+GENRES = Field(name="genres", owner="user", kind="vocabulary", multiple=2, values=("a", "b"))
+ROW = FeatureSchema(fields=(COLOUR, YEAR, BIG, CITY, SIZE, WEIGHT, GENRES, PRICE))
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([1999, 2020, 7, 10**15, 10**400, "blue", "red", "a", [], ["a"], ["b", "x", "a"], {}]),
+    st.floats(),
+    st.text(max_size=3),
+)
+
+
+@given(st.sampled_from([slot.field.key for slot in ROW.scope("request")]), ANYTHING)
+def test_one_value_is_written_as_a_column_of_one_is(key, value):
+    """Against `write`, whose rows and numbers are counted by hand above."""
+    column, one = ROW.blanks["request"].copy(), ROW.blanks["request"].copy()
+    try:
+        expected = ROW.write(column, key, [value])
+    except FieldError as error:
+        with pytest.raises(FieldError) as found:
+            ROW.write_one(one, key, value)
+        assert (found.value.at, found.value.detail) == (error.at, error.detail)
+    else:
+        assert ROW.write_one(one, key, value) == expected
+    np.testing.assert_array_equal(one.ids, column.ids)
+    np.testing.assert_array_equal(one.numbers, column.numbers)
