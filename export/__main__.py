@@ -96,7 +96,7 @@ def add_domain(
     store: Annotated[
         str | None, typer.Option(envvar="MDCTR_STORE", help="redis://host:port/db, or directory:PATH.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the pack as this file, too.")] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Keep the pack as this file, too.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Also if the domain is live.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tune and report; publish nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -182,7 +182,9 @@ def _lookup_of_lookup(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto
 def _lookup_in_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     """Rows of a vector that was made a column are looked up in the vector."""
     column = graph.maker(node.input[0], "Unsqueeze") if _is_lookup(node) else None
-    if column is None or graph.rank(column.input[0]) != 1 or graph.integers(column.input[1]) == [0]:
+    if column is None or graph.rank(column.input[0]) != 1:
+        return None
+    if graph.integers(column.input[1]) not in ([1], [-1]):
         return None
     found = f"{node.output[0]}.found"
     graph.shapes[found] = graph.shapes[node.input[1]]
@@ -199,7 +201,7 @@ def _sum_of_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] |
     if added is None or graph.integers(added.input[1]) != [-1] or _attribute(node, "keepdims", 1):
         return None
     rank, axes = graph.rank(added.input[0]), graph.integers(node.input[1])
-    if rank is None or axes is None or rank not in axes or len(axes) < 2:
+    if rank is None or axes is None or rank not in axes or len(axes) < 2 or min(axes) < 0:
         return None
     others = graph.constant(node.output[0], np.array([axis for axis in axes if axis != rank]))
     return [helper.make_node("ReduceSum", [added.input[0], others], [node.output[0]], keepdims=0)]

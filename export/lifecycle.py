@@ -41,7 +41,9 @@ _Domains = Annotated[list[str], typer.Argument(metavar="DOMAIN...")]
 _Store = Annotated[str, typer.Option(envvar="MDCTR_STORE", help="redis://host:port/db, or directory:PATH.")]
 _Engine = Annotated[str, typer.Option(envvar="MDCTR_ENGINE", help="What scores golden rows.")]
 _Run = Annotated[str, typer.Option(help="Why, or where the packs came from, for the history.")]
-_By = Annotated[str | None, typer.Option(help="Who, for the history; by default this account.")]
+_By = Annotated[
+    str, typer.Option(default_factory=person, show_default="this account", help="Who, for the history.")
+]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -130,7 +132,7 @@ def promote(
     *,
     store: _Store,
     run: _Run = "",
-    by: _By = None,
+    by: _By,
     expected: Annotated[
         list[str] | None,
         typer.Option(metavar="DOMAIN=VERSION", help="What must be live now; nothing after = for nothing."),
@@ -141,11 +143,10 @@ def promote(
     """Make versions live, all in one step or none. A unique beginning of a version is enough."""
     wanted = _pairs(versions)
     before = {domain: start or None for domain, start in _pairs(expected or []).items()}
-    who = person() if by is None else by
     done = _ask(
         _id(bundle),
         store,
-        lambda at: lifecycle.promote(at, wanted, run=run, by=who, expected=before, dry_run=dry_run),
+        lambda at: lifecycle.promote(at, wanted, run=run, by=by, expected=before, dry_run=dry_run),
     )
     _show_changes(done, dry_run=dry_run, as_json=as_json)
 
@@ -157,17 +158,14 @@ def rollback(
     *,
     store: _Store,
     to: Annotated[str | None, typer.Option(help="A version, instead of the one before; one domain.")] = None,
-    by: _By = None,
+    by: _By,
     dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
     """Make the versions before the live ones live again, in one step. Again goes one further back."""
     if to is not None and len(domains) > 1:
         raise UnknownVersion("--to is for one domain only")
-    who = person() if by is None else by
-    done = _ask(
-        _id(bundle), store, lambda at: lifecycle.rollback(at, domains, to=to, by=who, dry_run=dry_run)
-    )
+    done = _ask(_id(bundle), store, lambda at: lifecycle.rollback(at, domains, to=to, by=by, dry_run=dry_run))
     _show_changes(done, dry_run=dry_run, as_json=as_json)
 
 
@@ -201,15 +199,12 @@ def retire(
     *,
     store: _Store,
     run: _Run = "",
-    by: _By = None,
+    by: _By,
     dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
     """Let nothing be live in domains, in one step. Their packs stay until `gc` takes them."""
-    who = person() if by is None else by
-    done = _ask(
-        _id(bundle), store, lambda at: lifecycle.retire(at, domains, run=run, by=who, dry_run=dry_run)
-    )
+    done = _ask(_id(bundle), store, lambda at: lifecycle.retire(at, domains, run=run, by=by, dry_run=dry_run))
     _show_changes(done, dry_run=dry_run, as_json=as_json)
 
 

@@ -105,7 +105,8 @@ def bench_swap(
 
 
 @app.command()
-def bench_domains(  # noqa: PLR0917 - typer makes options of them
+def bench_domains(
+    *,
     out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
     domains: Annotated[int, typer.Option(min=1, help="Domains in one service.")] = 10_000,
     items: Annotated[int, typer.Option(min=100, help="Rows of the item table.")] = 20_000,
@@ -145,7 +146,8 @@ def bench(
 
 
 @app.command()
-def loadtest(  # noqa: PLR0917 - typer makes options of them
+def loadtest(
+    *,
     part: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(loading.PARTS)}; the short ones.")
     ] = None,

@@ -32,6 +32,7 @@ from rich.table import Table
 from loadtest import naive, wire
 from loadtest.closed import Closed
 from loadtest.cores import Cores, conditions, divide, on
+from loadtest.fleet import BenchError
 from loadtest.inside import Inside, Place, inside
 from loadtest.stage import Size as ModelSize
 from loadtest.stage import Stage, stage
@@ -43,6 +44,8 @@ a straw man, and the run is void."""
 _REQUESTS = 32
 """Different ones of each number of candidates."""
 _ALONE = ("flat", "engine", "asgi")
+_TOLERANCE = 1e-4
+"""Of a probability's difference between contenders over HTTP."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def bench(size: Size, folder: Path, console: Console) -> dict[str, Any]:
     """Run it, and return the report, which is also written to `folder/report.json`.
 
     Raises:
-        BenchError: a contender did not answer.
+        BenchError: a contender did not answer, or not as the others.
     """
     began = time.perf_counter()
     about = conditions()
@@ -111,9 +114,7 @@ def _measure(size: Size, made: Stage, place: Path, console: Console) -> tuple[Fo
         about = Place(bundle.path, made.store, graph, made.folder / "inside.log", asked)
         alone: Inside = stack.enter_context(inside(about, cores.server))
         ports = {"json": port, "binary": port, "naive": plain}
-        if why := missing(port, bodies["binary"][size.candidates[0]][0]):
-            notes.append(f"binary was left out: {why}")
-            del ports["binary"]
+        _compare(ports, bodies)
         stack.enter_context(on(cores.client))
         one = {kind: stack.enter_context(closing(Closed(at))) for kind, at in ports.items()}
         some = {
@@ -124,7 +125,7 @@ def _measure(size: Size, made: Stage, place: Path, console: Console) -> tuple[Fo
         contenders |= {f"{kind}_busy": _over_http(client, bodies[kind]) for kind, client in some.items()}
         _rounds(size, contenders, found, console, "one worker")
     if size.two_workers:
-        found |= _two_workers(size, made, {kind: bodies[kind] for kind in ports if kind != "naive"}, console)
+        found |= _two_workers(size, made, {kind: bodies[kind] for kind in ("json", "binary")}, console)
         if not divide(2).apart:
             notes.append("two workers: the client shared their cores")
     return found, notes
@@ -177,11 +178,22 @@ def _rounds(
                     timed.p99.append(float(np.percentile(seconds, 99)) * 1e3)
 
 
-def missing(port: int, http: bytes) -> str | None:
-    """Why requests of this kind cannot be sent, or None."""
+def _compare(ports: Mapping[str, int], bodies: Mapping[str, Mapping[int, Sequence[bytes]]]) -> None:
+    """Who answers otherwise than the others does other work, and is not to be compared with them."""
+    for n in bodies["json"]:
+        expected = _probabilities("json", ports["json"], bodies["json"][n][0])
+        for kind, port in ports.items():
+            found = _probabilities(kind, port, bodies[kind][n][0])
+            if len(found) != n or not np.allclose(found, expected, rtol=0, atol=_TOLERANCE):
+                raise BenchError(f"{kind} answers {n} candidates otherwise than json")
+
+
+def _probabilities(kind: str, port: int, http: bytes) -> npt.NDArray[Any]:
     with closing(Closed(port)) as client:
         status, body = client.ask(http)
-    return None if status == 200 else f"the service answered {status}: {body[:200].decode(errors='replace')}"
+    if status != 200:
+        raise BenchError(f"{kind} answered {status}: {body[:200].decode(errors='replace')}")
+    return wire.probabilities(body) if kind == "binary" else np.array(json.loads(body)["probabilities"])
 
 
 def _figures(size: Size, found: Found) -> dict[str, Any]:
@@ -205,8 +217,6 @@ def _figures(size: Size, found: Found) -> dict[str, Any]:
         }
         asgi[str(n)] = {"rps": rps("asgi", n), "ratio_to_engine": ratio(rps("asgi", n), alone)}
         for kind in ("json", "binary", "naive"):
-            if (kind, n) not in found:
-                continue
             figures = {
                 "rps": rps(kind, n),
                 "rps_busy": rps(f"{kind}_busy", n),
@@ -252,7 +262,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A row a number of candidates."""
     table = Table(title="requests/s of one core, closed loop on one connection (several connections)")
-    kinds = [kind for kind in ("json", "binary") if kind in report["http"]]
+    kinds = "json", "binary"
     for name in ("candidates", "flat", "engine", "to flat", "asgi", *kinds, "naive"):
         table.add_column(name, justify="right")
     for kind in kinds:

@@ -56,7 +56,7 @@ from training.recipe import Choice, Recipe
 SCRATCH_LR = (5e-4, 1e-3, 2e-3, 4e-3)
 """Learning rates that a model of the domain alone may choose from, on validation."""
 _WAIT = 120.0
-"""Seconds from the command's start until the first answer must be there."""
+"""Seconds from the command's end until the first answer must be there."""
 _RESAMPLES = 1000
 _MEASURES = {"auc": auc, "logloss": logloss, "ece": ece}
 _PAUSE = 0.002

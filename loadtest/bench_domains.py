@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import track
 from rich.table import Table
 
-from export.bundle import build
+from loadtest.exported import Exported, export
 from loadtest.fleet import BenchError, Fleet, ask, megabytes
 from loadtest.redis_server import RedisServer
 from loadtest.server import service
@@ -35,11 +35,6 @@ from loadtest.variants import Query, Variants
 from service.contract import files
 from service.contract.bundle import Bundle
 from service.stores._open import open_store
-from training.checkpoint import Run
-from training.data.prepare import Prepared, prepare
-from training.fit import Fit
-from training.model import Model
-from training.recipe import Recipe
 
 FORMS: Mapping[str, Mapping[str, Any]] = {
     "dense": {"share": 1.0},
@@ -69,16 +64,6 @@ class Size:
     forms: tuple[str, ...] = tuple(FORMS)
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """A model of many items, its bundle, and rows to ask about."""
-
-    model: Model
-    bundle: Bundle
-    prepared: Prepared
-    variants: Variants
-
-
 def bench(size: Size, folder: Path, console: Console) -> dict[str, Any]:
     """Every form, one after the other; the report is also written to `folder/report.json`.
 
@@ -90,7 +75,9 @@ def bench(size: Size, folder: Path, console: Console) -> dict[str, Any]:
     for form in size.forms:
         console.rule(f"{size.domains:,} domains, {size.items:,} items, {form}")
         with tempfile.TemporaryDirectory(prefix="mdctr-bench-") as place:
-            made = catalogue(Path(place), size.items, "user" if form == "user" else "rows")
+            paradigm = {"name": "plate", "first_order": "user" if form == "user" else "rows"}
+            sizes = {"domains": 2, "items": size.items, "users": 1000}
+            made = export(Path(place), sizes, {"paradigm": paradigm})
             forms[form] = asyncio.run(_form(form, size, made, folder))
     report = {
         "domains": size.domains,
@@ -141,33 +128,14 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def catalogue(place: Path, items: int, first_order: str) -> Catalogue:
-    """A model over so many items, trained a little, and exported."""
-    recipe = Recipe.model_validate(
-        {
-            "name": "bench-domains",
-            "data": {"name": "loadtest.catalogue", "domains": 2, "items": items, "users": 1000},
-            "backbone": {"name": "deepfm", "hidden": [64, 32]},
-            "paradigm": {"name": "plate", "first_order": first_order},
-            "joint": {"epochs": 1},
-            "tuning": {"epochs": 0},
-        }
-    )
-    prepared = prepare(recipe.data.name, recipe.data.options, place / "data")
-    run = Run(place / "run", recipe, prepared)
-    with Progress(disable=True) as bars:
-        model = Fit(recipe, prepared, run, bars)()
-    bundle = build(recipe, prepared, model, run.metrics or {}, place / "bundles")
-    return Catalogue(model, bundle, prepared, Variants(model, bundle))
-
-
-async def _form(form: str, size: Size, made: Catalogue, folder: Path) -> dict[str, Any]:
+async def _form(form: str, size: Size, made: Exported, folder: Path) -> dict[str, Any]:
     names = [f"shop-{at:05d}" for at in range(size.domains)]
-    queries = _queries(made, names, size.candidates)
+    variants = Variants(made.model, made.bundle)
+    queries = _queries(made, variants, names, size.candidates)
     with ExitStack() as stack:
         redis = stack.enter_context(closing(RedisServer()))
         redis.start()
-        nbytes = await _publish(form, made, names, queries, redis.url)
+        nbytes = await _publish(form, variants, made.bundle, queries, redis.url)
         settings = {"MDCTR_RESIDENT_BYTES": str(size.resident_bytes), "MDCTR_LOG_FORMAT": "json"}
         log = folder / f"service-{form}.log"
         began = time.perf_counter()
@@ -195,29 +163,29 @@ async def _form(form: str, size: Size, made: Catalogue, folder: Path) -> dict[st
         }
 
 
-def _queries(made: Catalogue, names: Sequence[str], candidates: int) -> dict[str, Query]:
+def _queries(made: Exported, variants: Variants, names: Sequence[str], candidates: int) -> dict[str, Query]:
     """A request for each domain."""
     rows = made.prepared.split("test").to_dicts()
     draw = np.random.default_rng(0)
     items = len(made.bundle.items)
     return {
-        name: made.variants.query(name, rows[at % len(rows)], draw.integers(0, items, candidates))
+        name: variants.query(name, rows[at % len(rows)], draw.integers(0, items, candidates))
         for at, name in enumerate(names)
     }
 
 
 async def _publish(
-    form: str, made: Catalogue, names: Sequence[str], queries: Mapping[str, Query], url: str
+    form: str, variants: Variants, bundle: Bundle, queries: Mapping[str, Query], url: str
 ) -> int:
     """Put and promote a pack for each domain; gives the bytes of all of them."""
-    store = open_store(url, made.bundle.manifest.bundle)
-    golden = [queries[name] for name in names[:_GOLDEN]]
+    store = open_store(url, bundle.manifest.bundle)
+    golden = [*queries.values()][:_GOLDEN]
     nbytes = 0
     try:
-        live = {domain: await store.put(domain, data) for domain, data in made.bundle.packs()}
-        for at, name in enumerate(track(names, "packs", console=Console(stderr=True))):
-            pack = made.variants.pack(name, at, golden[at % _GOLDEN], **FORMS[form])
-            data = pack.to_bytes(made.bundle.base)
+        live = {domain: await store.put(domain, data) for domain, data in bundle.packs()}
+        for at, name in enumerate(track(queries, "packs", console=Console(stderr=True))):
+            pack = variants.pack(name, at, golden[at % len(golden)], **FORMS[form])
+            data = pack.to_bytes(bundle.base)
             nbytes += len(data)
             live[name] = await store.put(name, data)
         await store.promote(live, run="bench")

@@ -19,7 +19,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest import queueing, rush, trouble, wire
-from loadtest.bench import missing
+from loadtest.closed import Closed
 from loadtest.cores import conditions, divide
 from loadtest.fleet import BenchError, Fleet, megabytes
 from loadtest.load import Load, Summary, ceiling, summary
@@ -142,8 +142,10 @@ class Capacity:
         if not cores.apart:
             self._note(f"{workers} workers: the client shared their cores")
         with self._made.serve(cores.server, workers, **settings) as port:
-            if why := missing(port, self._requests[0]):
-                raise BenchError(f"{self._size.body} bodies: {why}")
+            with closing(Closed(port)) as client:
+                status, body = client.ask(self._requests[0])
+            if status != 200:
+                raise BenchError(f"the service answered {status} to {self._size.body}: {body[:200]!r}")
             load = Load(port, self._requests, cores, self._place, connections=64 * workers)
             load.workers = sorted(Fleet(f"http://127.0.0.1:{port}", workers).workers())
             yield load

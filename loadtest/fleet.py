@@ -68,14 +68,21 @@ class Fleet:
         return time.monotonic() - began
 
     def ask(self, path: str) -> dict[str, Any]:
-        """What one of them answers."""
+        """What one of them answers.
+
+        Raises:
+            BenchError: none does, after a while.
+        """
+        until = time.monotonic() + _PATIENCE
         while True:
             try:
                 with httpx2.Client() as client:
                     found: dict[str, Any] = client.get(f"{self.url}{path}", timeout=5).json()
                     return found
-            except httpx2.TransportError:
-                time.sleep(0.01)  # it was killed
+            except httpx2.TransportError as error:  # it was killed
+                if time.monotonic() > until:
+                    raise BenchError(f"{self.url}{path}: {error}") from error
+                time.sleep(0.01)
 
     async def connections(self) -> list[Connection]:
         """A connection to each of them."""

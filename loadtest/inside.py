@@ -25,6 +25,13 @@ from loadtest import naive
 from loadtest.cores import on
 from loadtest.fleet import BenchError
 from loadtest.traffic import Asked
+from service.app import create_app
+from service.contract.bundle import Bundle
+from service.contract.pack import DomainPack
+from service.engines import ort
+from service.features import RequestEncoder
+from service.settings import Settings
+from service.telemetry import configure_logs
 
 Scope = dict[str, Any]
 _CHECKED = 16
@@ -92,14 +99,6 @@ def _work(place: Place, pipe: Connection) -> None:
 
 
 async def _serve(place: Place, pipe: Connection) -> None:
-    from service.app import create_app  # noqa: PLC0415 - with stderr already in its file
-    from service.contract.bundle import Bundle  # noqa: PLC0415
-    from service.contract.pack import DomainPack  # noqa: PLC0415
-    from service.engines import ort  # noqa: PLC0415
-    from service.features import RequestEncoder  # noqa: PLC0415
-    from service.settings import Settings  # noqa: PLC0415
-    from service.telemetry import configure_logs  # noqa: PLC0415
-
     configure_logs("json")
     bundle = Bundle.open(place.bundle)
     engine, flat = ort.open(bundle, 1), ort.session(place.flat, 1)

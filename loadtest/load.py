@@ -19,7 +19,7 @@ from loadtest.closed import Closed
 from loadtest.cores import Cores, on
 from loadtest.fleet import BenchError
 from loadtest.sender import GIVEN_UP, LOST, UNANSWERED, Plan, Record, Senders, poisson, request
-from loadtest.server import free_port
+from loadtest.server import free_port, listening
 
 OK = 200
 SHED = (429, 503, 504)
@@ -178,12 +178,7 @@ def mirror(cores: frozenset[int]) -> Iterator[int]:
     with on(cores):
         process = subprocess.Popen([sys.executable, "-m", "loadtest.mirror", str(port)])
     try:
-        for _ in range(200):
-            try:
-                Closed(port).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+        listening(port, process)
         yield port
     finally:
         process.terminate()

@@ -38,7 +38,7 @@ OBSERVED = Observed()
 def _options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--bundle", default="bundle", help="The bundle that is served: its items and fields.")
     parser.add_argument("--rate", type=float, default=1.0, help="Requests a second of one user.")
-    parser.add_argument("--seed", type=int, default=0, help="Of everything that is drawn.")
+    parser.add_argument("--seed", type=int, default=0, help="Of users, items and clicks.")
     parser.add_argument("--click-rate", type=float, default=0.0, help="Share of requests with a click.")
     parser.add_argument("--candidates", type=int, default=0, help="Of every request; 0 is a mix.")
     parser.add_argument("--budgets", default=str(Path(__file__).with_name("budgets.yaml")), help="A file.")

@@ -10,17 +10,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import redis as sync_redis
-from rich.progress import Progress
 
-from export.bundle import build
+from loadtest.exported import export
 from loadtest.variants import Query, Variants
 from service.contract.bundle import Bundle
 from service.contract.pack import DomainPack, version
 from service.stores._open import open_store
-from training.checkpoint import Run
-from training.data.prepare import Prepared, prepare
-from training.fit import Fit
-from training.recipe import Recipe
+from training.data.prepare import Prepared
 
 
 @dataclass
@@ -46,23 +42,9 @@ def make(place: Path, *, domains: int, versions: int, queries: int, candidates: 
         queries: different requests of each domain.
         candidates: of a request.
     """
-    recipe = Recipe.model_validate(
-        {
-            "name": "bench-swap",
-            "data": {"name": "loadtest.catalogue", "domains": domains, "items": 5000, "users": 5000},
-            "backbone": {"name": "deepfm", "hidden": [64, 32]},
-            "paradigm": {"name": "plate"},
-            "joint": {"epochs": 1},
-            "tuning": {"epochs": 0},
-        }
-    )
-    prepared = prepare(recipe.data.name, recipe.data.options, place / "data")
-    run = Run(place / "run", recipe, prepared)
-    with Progress(disable=True) as bars:
-        model = Fit(recipe, prepared, run, bars)()
-    bundle = build(recipe, prepared, model, run.metrics or {}, place / "bundles")
-    variants = Variants(model, bundle)
-    asked = list(_queries(prepared, variants, bundle, queries, candidates))
+    made = export(place, {"domains": domains, "items": 5000, "users": 5000})
+    bundle, variants = made.bundle, Variants(made.model, made.bundle)
+    asked = list(_queries(made.prepared, variants, bundle, queries, candidates))
     good: dict[str, dict[str, bytes]] = {}
     bad: dict[str, dict[str, bytes]] = {}
     expected = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 import uvloop
 
@@ -15,7 +16,7 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 class _Mirror(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         self._left = -1
         self._head = b""
 
@@ -33,7 +34,7 @@ class _Mirror(asyncio.Protocol):
             self._left -= len(data)
         if self._left <= 0:
             self._left = -1
-            self._transport.write(_ANSWER)  # type: ignore[attr-defined]
+            self._transport.write(_ANSWER)
 
 
 async def serve(port: int) -> None:

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -186,21 +187,20 @@ class _Connection(asyncio.Protocol):
     def __init__(self, run: _Run) -> None:
         self._run = run
         self._buffer = bytearray()
-        self._transport: asyncio.Transport | None = None
         self._at: int | None = None
         self.worker = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = cast("asyncio.Transport", transport)
         if self._run.plan.identify:
             # Asked first: a lost connection can then be told from a lost worker.
-            self._transport.write(request("GET", "/info"))  # type: ignore[union-attr]
+            self._transport.write(request("GET", "/info"))
         else:
             self._run.free(self)
 
     def send(self, at: int, data: bytes) -> None:
         self._at = at
-        self._transport.write(data)  # type: ignore[union-attr]
+        self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -220,7 +220,7 @@ class _Connection(asyncio.Protocol):
             self.worker = int(body[found + 9 :].split(b",")[0].split(b"}")[0]) if found >= 0 else 0
         else:
             self._run.answered(at, status, body, self.worker)
-        if closing and self._transport is not None:
+        if closing:
             self._transport.close()
         else:
             self._run.free(self)
@@ -319,7 +319,7 @@ class _Run:
             self.idle.remove(connection)
         if at is not None:
             self.left -= 1
-            self.record.status[at] = 0
+            self.record.status[at] = LOST
         if self.open:
             task = self.loop.create_task(self._connect())
             self._connecting.add(task)

@@ -69,6 +69,25 @@ def service(
                 process.wait()
 
 
+def listening(port: int, process: subprocess.Popen[bytes], timeout: float = 60) -> None:
+    """Wait until a process listens on a port of the loopback.
+
+    Raises:
+        ServerError: it ended, or does not.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"the server on port {port} ended with exit code {process.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise ServerError(f"nothing listens on port {port} after {timeout:g} s")
+
+
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     with httpx2.Client() as client:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,24 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
-from export.bundle import build
 from loadtest import flat
-from loadtest.closed import Closed
 from loadtest.cores import on
-from loadtest.fleet import BenchError
+from loadtest.exported import export
 from loadtest.redis_server import redis_server
-from loadtest.server import free_port, service
+from loadtest.server import free_port, listening, service
 from loadtest.traffic import Asked, Mix, Traffic
 from service.contract.bundle import Bundle
 from service.contract.pack import DomainPack
 from service.stores._open import open_store
-from training.checkpoint import Run
-from training.data.prepare import prepare
-from training.fit import Fit
 from training.model import Model
-from training.recipe import Recipe
 
 _START = 120.0
 """Seconds that a server may take to answer."""
@@ -90,7 +81,7 @@ class Stage:
                 [*command, *map(str, pack.calibration)], stdout=out, stderr=subprocess.STDOUT
             )
         try:
-            _until_it_listens(port, process)
+            listening(port, process, _START)
             yield port
         finally:
             process.terminate()
@@ -125,30 +116,13 @@ def stage(size: Size, folder: Path) -> Iterator[Stage]:
         folder: for logs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe.model_validate(
-        {
-            "name": "loadtest",
-            "data": {
-                "name": "loadtest.catalogue",
-                **{name: getattr(size, name) for name in ("domains", "items", "users", "rows")},
-            },
-            "dim": size.dim,
-            "backbone": {"name": "deepfm", "hidden": list(size.hidden)},
-            "paradigm": {"name": "plate"},
-            "joint": {"epochs": 1},
-            "tuning": {"epochs": 0},
-        }
-    )
+    sizes = {name: getattr(size, name) for name in ("domains", "items", "users", "rows")}
+    recipe = {"dim": size.dim, "backbone": {"name": "deepfm", "hidden": list(size.hidden)}}
     with tempfile.TemporaryDirectory(prefix="mdctr-stage-") as name:
-        place = Path(name)
-        prepared = prepare(recipe.data.name, recipe.data.options, place / "data")
-        run = Run(place / "run", recipe, prepared)
-        with Progress(disable=True) as bars:
-            model = Fit(recipe, prepared, run, bars)()
-        bundle = build(recipe, prepared, model, run.metrics or {}, place / "bundles")
+        made = export(Path(name), sizes, recipe)
         with redis_server() as store:
-            asyncio.run(_publish(bundle, store))
-            yield Stage(bundle, model, store, folder)
+            asyncio.run(_publish(made.bundle, store))
+            yield Stage(made.bundle, made.model, store, folder)
 
 
 async def _publish(bundle: Bundle, url: str) -> None:
@@ -157,24 +131,3 @@ async def _publish(bundle: Bundle, url: str) -> None:
         await store.promote({domain: await store.put(domain, data) for domain, data in bundle.packs()})
     finally:
         await store.close()
-
-
-def _until_it_listens(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise BenchError(f"the naive service ended with exit code {process.returncode}")
-        try:
-            Closed(port).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise BenchError(f"the naive service was not there after {_START:g} s")
-
-
-def parent(worker: int) -> int:
-    """The process to signal: a single worker itself, or the parent of several."""
-    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
-    above = int(next(line.split()[1] for line in lines if line.startswith("PPid:")))
-    return worker if above == os.getpid() else above

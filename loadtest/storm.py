@@ -43,8 +43,8 @@ class Storm:
         self.promotes = self.rollbacks = self.bad = self.cuts = 0
         self.outages: list[tuple[float, float]] = []
         """Moments (`time.time()`) of the kill, and of the last answer that may be late for it."""
-        self.killed, self.killed_at, self.back_s = 0, 0.0, 0.0
-        """The worker, when, and after how many seconds there were as many again."""
+        self.killed, self.back_s = 0, 0.0
+        """The worker, and after how many seconds there were as many again."""
         self.converge_s: list[float] = []
         """By round, seconds from its last promotion until every worker served what was live."""
         self.began = self.half = self.ended = 0.0
@@ -129,8 +129,9 @@ class Storm:
         while live == before:
             try:
                 await rollback(self._store, [domain], by="bench")
-            except UnknownVersion:
-                return  # there is nothing before it
+            except UnknownVersion:  # there is nothing before it
+                await self._promote_good(1)
+                return
             except StoreError:
                 await asyncio.sleep(_AGAIN)
             live = (await _insist(self._store.live))[domain]
@@ -156,7 +157,7 @@ class Storm:
 
     async def _kill(self) -> None:
         """Kill one worker, and wait until there are as many again."""
-        self.killed, self.killed_at = next(iter(await asyncio.to_thread(self._fleet.workers))), time.time()
+        self.killed = next(iter(await asyncio.to_thread(self._fleet.workers)))
         os.kill(self.killed, signal.SIGKILL)
         began = time.monotonic()
         await asyncio.to_thread(self._fleet.workers, self.killed)

@@ -16,7 +16,6 @@ import numpy as np
 
 from loadtest.load import OK, Load, Summary, lost
 from loadtest.sender import poisson
-from loadtest.stage import parent
 
 _SLOW, _PAUSE = 8, 0.005
 """Clients that send a byte at a time, and seconds between two bytes."""
@@ -51,7 +50,7 @@ def sigterm(load: Load, worker: int, rate: float, drain_seconds: float) -> dict[
     as the service closes its connections, after the drain, are counted apart.
     """
     before = 2.0
-    pid = parent(worker)
+    pid = _parent(worker)
     seconds = before + drain_seconds + 2.0
     due = poisson(rate, seconds, 31)
     sending = load.start(due, grace=1.0)
@@ -160,6 +159,13 @@ def _medians(summaries: list[Summary]) -> dict[str, float]:
     each = [summary.as_dict() for summary in summaries]
     names = ("p50_ms", "p99_ms", "answered", "lag_p99_ms")
     return {name: float(np.median([one[name] for one in each])) for name in names}
+
+
+def _parent(worker: int) -> int:
+    """The process to signal: a single worker itself, or the parent of several."""
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    above = int(next(line.split()[1] for line in lines if line.startswith("PPid:")))
+    return worker if above == os.getpid() else above
 
 
 def _state(pid: int) -> str:

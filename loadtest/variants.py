@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 
 from export.packs import GOLDEN_ROWS, named
 from loadtest.sender import request
+from loadtest.traffic import JSON
 from service.contract.bundle import Bundle
 from service.contract.pack import DomainPack, Golden
 from training.data.batches import Arrays
@@ -104,14 +104,7 @@ class Variants:
         one, two, three, four = (torch.from_numpy(np.array(part)) for part in parts)
         data = json.dumps(body).encode()
         path = f"/v1/domains/{domain}/rank"
-        return Query(
-            domain, request("POST", path, data, "Content-Type: application/json"), (one, two, three, four)
-        )
-
-
-def rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """A frame's rows, as `Variants.query` takes them."""
-    return frame.to_dicts()
+        return Query(domain, request("POST", path, data, JSON), (one, two, three, four))
 
 
 def _first(arrays: Arrays, n: int) -> Arrays:

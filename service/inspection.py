@@ -35,7 +35,7 @@ async def contents(store: PackStore, domain: Domain, start: str, bundle: Bundle)
         PackError: it is damaged, or of another bundle.
     """
     [(_, version)] = await lifecycle.resolve(store, [(domain, start)])
-    data = await store.fetch(domain, version)
+    data = await store.fetch(domain, version, bundle.manifest.most_pack_bytes)
     return await asyncio.to_thread(_contents, data, domain, version, bundle)
 
 
@@ -65,7 +65,8 @@ async def difference(
     if a is None:
         raise UnknownVersion(f"{domain} has no earlier version to compare with")
     (_, one), (_, other) = await lifecycle.resolve(store, [(domain, a), (domain, b or live or "")])
-    blobs = await store.fetch(domain, one), await store.fetch(domain, other)
+    most = bundle.manifest.most_pack_bytes
+    blobs = await store.fetch(domain, one, most), await store.fetch(domain, other, most)
 
     def compare() -> PackDifference:
         packs = parse(blobs[0], domain, one, bundle), parse(blobs[1], domain, other, bundle)

@@ -18,11 +18,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from service.contract.bundle import Bundle
 from service.contract.errors import Conflict, MdctrError, PackError, UnknownVersion
-from service.contract.pack import GENERAL, DomainPack, valid_domain
+from service.contract.pack import DomainPack
 from service.contract.pack import version as version_of
 from service.engines._protocol import Engine
 from service.records import Change, DomainHistory, DomainOverview, KeptVersion, Put, Removed, Step
 from service.resident import check_golden
+from service.stores._names import is_domain
 from service.stores._protocol import Domain, Kept, PackStore, Pointers, Promotion, Version
 
 SHORTEST = 4
@@ -34,6 +35,9 @@ SPARED = 5
 
 _ROLLBACK = "rollback of "
 _NOTHING = "nothing"
+_NAMED = 10
+"""Versions that a rollback's run names; of more it says how many, since every domain's history has it."""
+_MANY = re.compile(r"\d+ versions")
 
 
 async def overview(store: PackStore) -> list[DomainOverview]:
@@ -143,7 +147,7 @@ async def resolve(
     """
     pairs = [*asked]
     for domain, start in pairs:
-        if domain != GENERAL and not valid_domain(domain):
+        if not is_domain(domain):
             raise UnknownVersion(f"{domain!r} is not a domain's name")
         if not _START.fullmatch(start):
             raise UnknownVersion(
@@ -233,7 +237,7 @@ async def rollback(
     if moved and not dry_run:
         await store.promote(
             {change.domain: change.after for change in moved},
-            run=_ROLLBACK + ", ".join(dict.fromkeys(change.before or _NOTHING for change in moved)),
+            run=_rollback_of(moved),
             by=by,
             expected={change.domain: change.before for change in moved},
         )
@@ -323,7 +327,15 @@ def _last(pile: Sequence[Version | None], version: Version | None) -> int:
 def _undoes(step: Promotion, before: Version | None) -> bool:
     """Whether a step is a rollback of the one before it."""
     named = step.run.removeprefix(_ROLLBACK)
-    return named != step.run and (before or _NOTHING) in named.split(", ")
+    if named == step.run:
+        return False
+    return _MANY.fullmatch(named) is not None or (before or _NOTHING) in named.split(", ")
+
+
+def _rollback_of(changes: Iterable[Change]) -> str:
+    """A rollback in the words of a history."""
+    left = [*dict.fromkeys(change.before or _NOTHING for change in changes)]
+    return _ROLLBACK + (", ".join(left) if len(left) <= _NAMED else f"{len(left)} versions")
 
 
 def _by_domain(kept: Iterable[Kept]) -> dict[Domain, dict[Version, int]]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from service.contract.bundle import Bundle
 from service.contract.errors import PackError, StoreError, UnknownVersion
-from service.contract.pack import GENERAL, valid_domain
 from service.engines._protocol import Engine
 from service.resident import Resident, load, parse
 from service.shelf import Shelf
+from service.stores._names import is_domain
 from service.stores._protocol import Domain, PackStore, Version
 
 
@@ -76,7 +76,7 @@ class Loader:
         return [self._from_shelf(*pair) for pair in pairs]
 
     async def _fetch(self, domain: Domain, version: Version) -> bytes | Refusal:
-        if not _is_domain(domain):
+        if not is_domain(domain):
             return Refusal(version, f"{domain!r} is not a domain's name", final=True)
         try:
             return await self._store.fetch(domain, version, self._bundle.manifest.most_pack_bytes)
@@ -87,7 +87,7 @@ class Loader:
 
     def _from_shelf(self, domain: Domain, version: Version) -> Loaded | None:
         # Both become parts of a path, and come from whoever can write to the store.
-        if not _is_domain(domain) or not version.isalnum():
+        if not is_domain(domain) or not version.isalnum():
             return None
         kept = self._shelf.find(domain, version)
         if kept is None:
@@ -124,7 +124,3 @@ def discard(loaded: Iterable[Loaded | None]) -> None:
     for each in loaded:
         if isinstance(each, Resident):
             each.supersede()
-
-
-def _is_domain(name: str) -> bool:
-    return name == GENERAL or valid_domain(name)

@@ -8,11 +8,15 @@ from typing import Any
 from pydantic import ConfigDict
 
 
-@dataclass(frozen=True)
-class DomainOverview:
-    """A domain's line in the overview."""
+class _Record:
+    """What the texts below fields are: their descriptions, in the API's document."""
 
     __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class DomainOverview(_Record):
+    """A domain's line in the overview."""
 
     domain: str
     live: str | None
@@ -30,10 +34,8 @@ class DomainOverview:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(_Record):
     """A step of a domain's history."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     version: str | None
     """What became live; null retired the domain."""
@@ -46,10 +48,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class KeptVersion:
+class KeptVersion(_Record):
     """A pack that the store has."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     version: str
     bytes: int
@@ -58,10 +58,8 @@ class KeptVersion:
 
 
 @dataclass(frozen=True)
-class DomainHistory:
+class DomainHistory(_Record):
     """All that the store knows of a domain."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     domain: str
     live: str | None
@@ -73,10 +71,8 @@ class DomainHistory:
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(_Record):
     """What a step changes, or would change, for one domain."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     domain: str
     before: str | None
@@ -85,7 +81,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Put:
+class Put(_Record):
     """A pack that was put, or would be."""
 
     domain: str
@@ -94,7 +90,7 @@ class Put:
 
 
 @dataclass(frozen=True)
-class Removed:
+class Removed(_Record):
     """A pack that a collection takes, or would take."""
 
     domain: str
@@ -103,10 +99,8 @@ class Removed:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(_Record):
     """A tensor that the domain owns."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     name: str
     shape: list[int]
@@ -121,10 +115,8 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Contents:
+class Contents(_Record):
     """What a pack holds."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     domain: str
     version: str
@@ -138,10 +130,8 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class TensorDifference:
+class TensorDifference(_Record):
     """How far a tensor is from another version's."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     name: str
     rows: int
@@ -157,10 +147,8 @@ class TensorDifference:
 
 
 @dataclass(frozen=True)
-class GoldenDifference:
+class GoldenDifference(_Record):
     """How far apart the two score the golden rows of the second."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     rows: int
     largest: float
@@ -172,10 +160,8 @@ class GoldenDifference:
 
 
 @dataclass(frozen=True)
-class PackDifference:
+class PackDifference(_Record):
     """How two versions of a domain differ."""
-
-    __pydantic_config__ = ConfigDict(use_attribute_docstrings=True)
 
     domain: str
     a: str

@@ -127,7 +127,7 @@ def describe(document: dict[str, Any]) -> None:
         for operation in operations.values():
             if path.startswith("/v1/admin"):
                 operation["security"] = either
-            elif path.startswith("/v1/domains"):
+            elif path.startswith(("/v1/domains", "/v1/events")):
                 operation["security"] = [{}, *either]
 
 

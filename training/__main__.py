@@ -27,7 +27,6 @@ from training.recipe import Recipe
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Data = Annotated[Path, typer.Option(help="Folder of prepared data sets.")]
-_MOST_COLUMNS = 8
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -86,7 +85,7 @@ def compare(
     if as_json:
         cli.result(json.dumps(report))
         return
-    shown = report["domains"] if len(report["domains"]) <= _MOST_COLUMNS else []
+    shown = figures.shown(report)
     table = Table("model", *(f"AUC, {name}" for name in shown), "macro", "log loss", "ECE", "owned")
     for name, row in report["rows"].items():
         aucs = [f"{row[domain]['auc_mean']:.4f}" for domain in shown]
@@ -119,9 +118,9 @@ def _show(metrics: dict[str, Any], as_json: bool) -> None:
     table = Table("domain", "rows", "AUC", "GAUC", "log loss", "NE", "ECE", "AUC, joint", "AUC, general")
     for domain, found in (*metrics["domains"].items(), ("macro", metrics["macro"])):
         own = found["pack"]
-        figures = [own[name] for name in ("auc", "gauc", "logloss", "ne", "ece")]
-        figures += [found[which]["auc"] for which in ("joint", "general")]
-        table.add_row(domain, f"{own['rows']:,.0f}", *(f"{figure:.4f}" for figure in figures))
+        values = [own[name] for name in ("auc", "gauc", "logloss", "ne", "ece")]
+        values += [found[which]["auc"] for which in ("joint", "general")]
+        table.add_row(domain, f"{own['rows']:,.0f}", *(f"{value:.4f}" for value in values))
     Console(width=max(110, Console().width)).print(table)
 
 

@@ -29,10 +29,14 @@ class Labelled:
     def of(cls, prepared: Prepared, split: Split) -> Labelled:
         """A split of prepared data, encoded."""
         frame = prepared.split(split)
-        user = np.full(frame.height, -1)
-        if "user.id" in frame:
-            user = frame["user.id"].rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
-        return cls(Rows.encode(frame, prepared.schema, prepared.domains), user)
+        return cls(Rows.encode(frame, prepared.schema, prepared.domains), users(frame))
+
+
+def users(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """(n,) a number for each row's user, below 0 where none is known."""
+    if "user.id" not in frame:
+        return np.full(frame.height, -1)
+    return frame["user.id"].rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
 
 
 def calibrate(model: Model, valid: Rows) -> dict[str | None, tuple[float, float]]:

@@ -16,11 +16,12 @@ _BYTES = 4
 _SPARSE = 8
 """Of an id and a float32."""
 _MOST_DOMAINS = 8
+"""Columns of domains that a table has; with more domains it has none."""
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The comparison as a Markdown table: mean over seeds, and its deviation for the macro AUC."""
-    domains = report["domains"] if len(report["domains"]) <= _MOST_DOMAINS else []
+    domains = shown(report)
     head = [
         "model",
         *(f"AUC {domain}" for domain in domains),
@@ -44,6 +45,12 @@ def table(report: Mapping[str, Any]) -> str:
         cells += [f"{size:,}" for size in pack_bytes(row)]
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def shown(report: Mapping[str, Any]) -> list[str]:
+    """The domains that have a column of their own in a table."""
+    domains: list[str] = report["domains"]
+    return domains if len(domains) <= _MOST_DOMAINS else []
 
 
 def pack_bytes(row: Mapping[str, Any]) -> tuple[int, int]:

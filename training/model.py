@@ -47,8 +47,7 @@ class Model:
 
     def parameters_tuned(self) -> int:
         """Of those, the ones that a stage over each domain trains."""
-        stages = [stage for stage in self.paradigm.stages() if stage.rows == "each domain"]
-        tuned: set[str] = set().union(*(stage.trains for stage in stages))
+        tuned = self.paradigm.trained_alone()
         return sum(tensor.numel() for name, tensor in self.pack(None).items() if name in tuned)
 
     def changed_of_domain(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,17 +15,15 @@ import torch
 
 from service.contract.errors import RunError
 from service.contract.items import ItemTable
-from service.contract.schema import OOV, Column, FeatureSchema, Field, Inputs
+from service.contract.schema import OOV, FeatureSchema, Field, Inputs
 from training.data.batches import Rows
-from training.data.prepare import SPLITS, Split
-from training.evaluation import Labelled
+from training.data.prepare import BY_TIME, SPLITS, Split, as_column
+from training.evaluation import Labelled, users
 
 Ints = npt.NDArray[np.int64]
 
 LEAST = 100
 """Rows. With fewer, validation and the held-out part have less than ten each."""
-_BY_TIME = (0.8, 0.9)
-"""Where, of all rows in their order, validation and the held-out part begin."""
 _OWN = ("label", "item.id", "user.id", "time")
 """Columns that are read beside the schema's."""
 _LIST = "|"
@@ -67,12 +66,10 @@ def read(path: Path, schema: FeatureSchema, items: ItemTable, seed: int) -> Newc
     label, ids = _label(frame, path), _ids(frame, items, path)
     fields = {slot.field.key: slot.field for slot in schema.slots.values()}
     given = {key: _typed(frame[key], field) for key, field in fields.items() if key in frame}
-    user = np.full(frame.height, -1)
-    if "user.id" in frame:
-        user = frame["user.id"].rank("dense").fill_null(0).cast(pl.Int64).to_numpy() - 1
+    user = users(frame)
     time = _time(frame["time"]) if "time" in frame else None
     at = _places(items, ids)
-    request = {key: _column(given[key]) for key in given if fields[key].scope == "request"}
+    request = {key: as_column(given[key]) for key in given if fields[key].scope == "request"}
     item = _items(schema, items, at, ids, {key: given[key] for key in given if fields[key].scope == "item"})
     encoded = schema.encode("request", request, frame.height)
     arrays = (encoded.ids, encoded.numbers, item.ids, item.numbers, np.zeros(frame.height, np.int64), label)
@@ -104,7 +101,7 @@ def split(rows: int, time: npt.NDArray[np.float64] | None, seed: int) -> tuple[I
     """
     order: npt.NDArray[np.float64] | Ints
     order = np.random.default_rng(seed).permutation(rows) if time is None else time
-    valid, test = (np.sort(order)[int(part * rows)] for part in _BY_TIME)
+    valid, test = (np.sort(order)[int(part * rows)] for part in BY_TIME)
     early, late = order < valid, order >= test
     return np.flatnonzero(early), np.flatnonzero(~early & ~late), np.flatnonzero(late)
 
@@ -123,6 +120,8 @@ def _opened(path: Path) -> pl.DataFrame:
         raise RunError(f"{path} cannot be read: {error}") from error
     if missing := [name for name in ("label", "item.id") if name not in frame]:
         raise RunError(f"{path} has no column {' and no column '.join(missing)}")
+    if nested := [name for name in _OWN if name in frame and frame[name].dtype.is_nested()]:
+        raise RunError(f"{path}: {nested[0]} is {frame[nested[0]].dtype}, not one value a row")
     if frame.height < LEAST:
         raise RunError(f"{path} has {frame.height:,} rows; a domain needs {LEAST} to be tuned and judged")
     return frame
@@ -141,7 +140,7 @@ def _ids(frame: pl.DataFrame, items: ItemTable, path: Path) -> pl.Series:
     ids = _typed(frame["item.id"], Field(name="id", owner="item", kind="hashed", buckets=1, dtype=kind))
     if missing := ids.null_count():
         raise RunError(f"{path}: {missing:,} rows have no item.id")
-    if ids.dtype.is_integer() != (kind == "int"):
+    if not (ids.dtype.is_integer() if kind == "int" else ids.dtype == pl.String):
         raise RunError(f"{path}: item.id is {ids.dtype}, but the bundle's item ids are {kind}")
     return ids
 
@@ -152,9 +151,10 @@ def _time(column: pl.Series) -> npt.NDArray[np.float64]:
     if time.dtype == pl.String:
         time = column.cast(pl.Float64, strict=False)
         if time.null_count():
-            time = column.str.to_datetime(strict=False)
+            with suppress(pl.exceptions.ComputeError):  # the first one does not look like a date
+                time = column.str.to_datetime(strict=False)
     if time.dtype.is_temporal():
-        time = time.cast(pl.Datetime("us")).to_physical()
+        time = time.to_physical()
     time = time.cast(pl.Float64, strict=False).fill_nan(None)
     if missing := time.null_count():
         raise RunError(f"{missing:,} rows have no `time` that can be read; leave the column out to shuffle")
@@ -176,11 +176,11 @@ def _items(
     inputs = items.inputs.take(at)
     strangers = np.flatnonzero(at == 0)
     if len(strangers) and "item.id" in schema.slots:
-        schema.write(inputs, "item.id", _column(ids.gather(strangers)), strangers)
+        schema.write(inputs, "item.id", as_column(ids.gather(strangers)), strangers)
     for key, column in given.items():
         known = np.flatnonzero(column.is_not_null().to_numpy())
         if key != "item.id":
-            schema.write(inputs, key, _column(column.gather(known)), known)
+            schema.write(inputs, key, as_column(column.gather(known)), known)
     return inputs
 
 
@@ -222,12 +222,6 @@ def _parsed(column: pl.Series, field: Field) -> pl.Series:
         return column.cast(dtype)
     except pl.exceptions.PolarsError:
         raise RunError(f"column {field.key} has text where a number belongs") from None
-
-
-def _column(series: pl.Series) -> Column:
-    if series.dtype.is_numeric() and not series.null_count():
-        return series.to_numpy()
-    return series.to_list()
 
 
 def _remarks(frame: pl.DataFrame, fields: Mapping[str, Field]) -> tuple[str, ...]:

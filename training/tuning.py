@@ -66,9 +66,8 @@ def tuned_alone(paradigm: Paradigm, name: str) -> frozenset[str]:
     Raises:
         RunError: a domain owns no parameter.
     """
-    stages = [stage for stage in paradigm.stages() if stage.rows == "each domain"]
     parameters = {parameter for parameter, _ in paradigm.servable().named_parameters()}
-    trains = frozenset[str]().union(*(stage.trains for stage in stages)) or paradigm.owned & parameters
+    trains = paradigm.trained_alone() or paradigm.owned & parameters
     if not trains:
         raise RunError(f"under paradigm {name} a domain owns no parameter, so there is nothing to tune")
     return trains

@@ -14,7 +14,12 @@ def check(domain: Domain, version: Version | None = None) -> None:
         StoreError: a domain cannot be called so.
         UnknownVersion: nor can a version.
     """
-    if domain != GENERAL and not valid_domain(domain):
+    if not is_domain(domain):
         raise StoreError(f"{domain!r} is not a domain's name")
     if version is not None and not (version.isascii() and version.isalnum()):
         raise UnknownVersion(f"{version!r} is not a version")
+
+
+def is_domain(name: str) -> bool:
+    """Whether packs may be kept under a name: a domain's, or the general pack's."""
+    return name == GENERAL or valid_domain(name)

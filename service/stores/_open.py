@@ -21,10 +21,16 @@ def open_store(url: str, bundle: str) -> PackStore:
     Raises:
         UnknownOption: the URL has no scheme, or one that no store has.
     """
-    scheme, colon, _ = url.partition(":")
-    name = scheme.partition("+")[0]
-    if not colon or not name:
+    name = kind(url)
+    if not name:
         # The text must not repeat the URL: it may hold a password.
         raise UnknownOption("a store's URL begins with its kind: redis://HOST:PORT/DB or directory:PATH")
-    store: PackStore = plugins.load("service.stores", _PLAIN.get(name, name)).open(url, bundle)
+    store: PackStore = plugins.load("service.stores", name).open(url, bundle)
     return store
+
+
+def kind(url: str) -> str:
+    """The option that a URL's scheme names; empty where it has no scheme."""
+    scheme, colon, _ = url.partition(":")
+    name = scheme.partition("+")[0] if colon else ""
+    return _PLAIN.get(name, name)

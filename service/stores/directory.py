@@ -72,10 +72,7 @@ class DirectoryStore:
     async def put(self, domain: Domain, data: bytes) -> Version:
         """Keep a pack and return its version."""
         put = version(data)
-        path = self._pack(domain, put)
-        if not path.exists():
-            with _as_store_error(self._folder):
-                await asyncio.to_thread(files.write, path, data)
+        await asyncio.to_thread(self._put, self._pack(domain, put), data)
         return put
 
     async def promote(
@@ -130,6 +127,11 @@ class DirectoryStore:
     def _pack(self, domain: Domain, version: Version) -> Path:
         names.check(domain, version)
         return self._folder / "packs" / domain / f"{version}{_SUFFIX}"
+
+    def _put(self, path: Path, data: bytes) -> None:
+        with _as_store_error(self._folder):
+            if not path.exists():
+                files.write(path, data)
 
     def _fetch(self, domain: Domain, version: Version, most: int | None) -> bytes:
         path = self._pack(domain, version)
@@ -203,12 +205,12 @@ class DirectoryStore:
 
     def _state(self) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = json.loads((self._folder / "live.json").read_bytes())
+            state = json.loads((self._folder / "live.json").read_bytes())
+            return {"live": dict(state["live"]), "history": dict(state["history"])}
         except FileNotFoundError:
             return {"live": {}, "history": {}}
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{self._folder / 'live.json'} cannot be read: {error}") from error
-        return state
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self._folder / 'live.json'} cannot be read: {error!r}") from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

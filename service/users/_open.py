@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from service.contract import plugins
 from service.contract.errors import UnknownOption
+from service.stores._open import kind
 from service.users._protocol import Users
-
-_PLAIN = {"rediss": "redis"}
-"""Schemes that are another one over TLS."""
 
 
 def open_users(url: str, forget: int = 0) -> Users:
@@ -20,10 +18,9 @@ def open_users(url: str, forget: int = 0) -> Users:
     Raises:
         UnknownOption: the URL has no scheme, or one that there is not.
     """
-    scheme, colon, _ = url.partition(":")
-    name = scheme.partition("+")[0]
-    if not colon or not name or "." in name:
+    name = kind(url)
+    if not name or "." in name:
         # The text must not repeat the URL: it may hold a password.
         raise UnknownOption("the URL of users begins with its kind: redis://HOST:PORT/DB or memory:")
-    users: Users = plugins.load("service.users", _PLAIN.get(name, name)).open(url, forget)
+    users: Users = plugins.load("service.users", name).open(url, forget)
     return users

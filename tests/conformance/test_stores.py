@@ -1,68 +1,16 @@
 """What every pack store promises, checked for every file in `service.stores` and every variant of one."""
 
 import asyncio
-import subprocess
-import sys
 import time
 from contextlib import aclosing
 
 import pytest
-import redis as sync_redis
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from loadtest.redis_server import redis_cluster, redis_server
-from service.contract import plugins
 from service.contract.errors import Conflict, PackError, StoreError, UnknownOption, UnknownVersion
 from service.contract.pack import version
 from service.stores._open import open_store
 from service.stores._protocol import KEPT_HISTORY, Kept, Promotion
-
-BUNDLE = "tiny-00000000"
-STORES = [*plugins.names("service.stores"), "redis_cluster"]
-
-
-@pytest.fixture(scope="session")
-def redis_url():
-    with redis_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def redis_cluster_url():
-    with redis_cluster() as url:
-        yield url
-
-
-@pytest.fixture(params=STORES)
-def url(request, tmp_path):
-    if request.param == "directory":
-        return f"directory:{tmp_path}"
-    url = request.getfixturevalue(f"{request.param}_url")
-    for place in url.removeprefix("redis+cluster://").removeprefix("redis://").split(","):
-        with sync_redis.Redis.from_url(f"redis://{place}") as client:
-            client.flushall()
-    return url
-
-
-def with_store(url, use):
-    """Run `use(store)` on a store opened in an event loop of its own."""
-
-    async def run():
-        store = open_store(url, BUNDLE)
-        try:
-            return await asyncio.wait_for(use(store), 20)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
-
-
-async def publish(store, **packs):
-    versions = {domain: await store.put(domain, data) for domain, data in packs.items()}
-    await store.promote(versions)
-    return versions
+from tests.conformance.stores import BUNDLE, publish, with_store
 
 
 def test_a_new_store_is_empty(url):
@@ -413,145 +361,9 @@ def test_of_a_promotion_and_a_removal_in_the_same_moment_one_happens(url):
     with_store(url, use)
 
 
-class AgainstADictionary(RuleBasedStateMachine):
-    """Any sequence of calls leaves a store as it leaves three dictionaries."""
-
-    url: str
-    domains = st.sampled_from(["books", "films", "_general"])
-    contents = st.sampled_from([b"", b"one", b"two", bytes(range(256))])
-    pointers = st.dictionaries(domains, st.none() | contents.map(version))
-
-    @initialize(number=st.integers(0, 2**62))
-    def open(self, number):
-        self.loop = asyncio.new_event_loop()
-        # One bundle a run: runs share the place and must not see each other.
-        self.store = open_store(self.url, f"run-{number}-{time.monotonic_ns()}")
-        self.kept, self.live, self.history = {}, {}, {}
-
-    def ask(self, answer):
-        return self.loop.run_until_complete(answer)
-
-    @rule(domain=domains, data=contents)
-    def put(self, domain, data):
-        self.kept[domain, self.ask(self.store.put(domain, data))] = data
-
-    @rule(domain=domains, data=contents, most=st.none() | st.sampled_from([0, 3, 255, 256]))
-    def fetch(self, domain, data, most):
-        fetched = self.store.fetch(domain, version(data), most)
-        if (domain, version(data)) not in self.kept:
-            with pytest.raises(UnknownVersion):
-                self.ask(fetched)
-        elif most is not None and len(data) > most:
-            with pytest.raises(PackError):
-                self.ask(fetched)
-        else:
-            assert self.ask(fetched) == data
-
-    @rule(versions=pointers, expected=st.none() | pointers, right=st.booleans(), by=st.sampled_from("ab"))
-    def promote(self, versions, expected, right, by):
-        if right:  # as a careful caller does; what is drawn is mostly wrong
-            expected = {domain: self.live.get(domain) for domain in versions}
-        promotion = self.store.promote(versions, run="r", by=by, expected=expected)
-        if any(one is not None and (domain, one) not in self.kept for domain, one in versions.items()):
-            with pytest.raises(UnknownVersion):
-                self.ask(promotion)
-        elif versions and any(self.live.get(domain) != one for domain, one in (expected or {}).items()):
-            with pytest.raises(Conflict):
-                self.ask(promotion)
-        else:
-            self.ask(promotion)
-            self.live.update(versions)
-            for domain, one in versions.items():
-                self.history.setdefault(domain, []).append((one, "r", by))
-
-    @rule(packs=st.lists(st.tuples(domains, contents.map(version))), spare=st.integers(0, 3))
-    def remove(self, packs, spare):
-        removed = []
-        for domain, one in packs:
-            promoted = [each for each, _, _ in reversed(self.history.get(domain, [])) if each is not None]
-            last = list(dict.fromkeys(promoted))[:spare]
-            if (domain, one) in self.kept and self.live.get(domain) != one and one not in last:
-                removed.append(Kept(domain, one, len(self.kept.pop((domain, one)))))
-        assert self.ask(self.store.remove(packs, spare)) == removed
-
-    @rule(domain=domains)
-    def told(self, domain):
-        history = self.ask(self.store.history(domain))
-        assert [(each.version, each.run, each.by) for each in history] == self.history.get(domain, [])
-
-    @rule()
-    def listed(self):
-        kept = [Kept(domain, one, len(data)) for (domain, one), data in sorted(self.kept.items())]
-        assert self.ask(self.store.kept()) == kept
-
-    @invariant()
-    def same_pointers(self):
-        assert self.ask(self.store.live()) == self.live
-
-    def teardown(self):
-        if hasattr(self, "loop"):
-            self.ask(self.store.close())
-            self.loop.close()
-
-
-def test_any_sequence_of_calls(url):
-    machine = type("Machine", (AgainstADictionary,), {"url": url})
-    quick = settings(
-        max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
-    run_state_machine_as_test(machine, settings=quick)
-
-
 @pytest.mark.parametrize(
     "url", ["", "nowhere", "s3://bucket", "directory:", "directory+x:y", "redis://host:port/0", ":x", "+x:y"]
 )
 def test_a_url_that_names_no_store_is_refused(url):
     with pytest.raises(UnknownOption):
         open_store(url, BUNDLE)
-
-
-WRITER = """
-import asyncio, sys
-from service.stores._open import open_store
-async def main():
-    store = open_store(sys.argv[1], "tiny-00000000")
-    print("ready", flush=True)
-    number = 0
-    while True:
-        number += 1
-        data = str(number).encode() * 20000
-        await store.promote({domain: await store.put(domain, data) for domain in ("a", "b")})
-asyncio.run(main())
-"""
-
-
-def test_a_folder_whose_writer_is_killed_holds_only_whole_things(tmp_path):
-    url = f"directory:{tmp_path}"
-    for delay in (0.0, 0.03, 0.11):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.05 + delay)
-        writer.kill()
-        writer.communicate()
-
-        async def use(store):
-            live = await store.live()
-            assert live.get("a") == live.get("b")
-            for domain, one in live.items():
-                assert version(await store.fetch(domain, one)) == one
-
-        with_store(url, use)
-    packs = list(tmp_path.rglob("*.safetensors"))
-    assert packs
-    assert all(version(path.read_bytes()) == path.stem for path in packs)
-
-
-def test_a_damaged_live_file_is_a_store_error(tmp_path):
-    async def use(store):
-        await publish(store, books=b"1")
-        (tmp_path / BUNDLE / "live.json").write_text("{")
-        with pytest.raises(StoreError):
-            await store.live()
-
-    with_store(f"directory:{tmp_path}", use)

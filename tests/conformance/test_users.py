@@ -10,7 +10,6 @@ import time
 import pytest
 import redis as sync_redis
 
-from loadtest.redis_server import redis_cluster, redis_server
 from service.contract import plugins
 from service.contract.errors import StoreError, UnknownOption
 from service.users._open import open_users
@@ -20,27 +19,9 @@ STORES = [*plugins.names("service.users"), "redis_cluster"]
 REDISES = ["redis", "redis_cluster"]
 
 
-@pytest.fixture(scope="module")
-def redis_url():
-    with redis_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def redis_cluster_url():
-    with redis_cluster() as url:
-        yield url
-
-
 @pytest.fixture(params=STORES)
-def url(request):
-    if request.param == "memory":
-        return "memory:"
-    url = request.getfixturevalue(f"{request.param}_url")
-    for place in url.removeprefix("redis+cluster://").removeprefix("redis://").split(","):
-        with sync_redis.Redis.from_url(f"redis://{place}") as client:
-            client.flushall()
-    return url
+def url(request, emptied):
+    return "memory:" if request.param == "memory" else emptied(request.param)
 
 
 in_redis = pytest.mark.parametrize("url", REDISES, indirect=True)

@@ -31,6 +31,36 @@ def test_a_benchmarks_table_is_its_reports(module: ModuleType, page: str) -> Non
     assert module.markdown(report) in (DOCS / f"{page}.md").read_text()
 
 
+def test_what_the_text_says_of_load_is_in_the_reports() -> None:
+    page = " ".join((DOCS / "load-testing.md").read_text().split())
+    alone, whole, scaling = (
+        json.loads((DOCS / "figures" / f"{name}.json").read_text())
+        for name in ("bench", "loadtest", "loadtest-scaling")
+    )
+    md1, overload, hostile, sigterm = (whole[part] for part in ("md1", "overload", "hostile", "sigterm"))
+    binary, engine = alone["http"]["binary"]["500"]["rps_busy"], alone["engine"]["500"]["rps"]
+    ratios = ", ".join(f"{hostile[kind]['p99_ratio']:.2f}x" for kind in ("slow", "hang_up", "idle"))
+    for text in (
+        f"reaches {alone['naive']['500']['ratio_to_flat']:.2f} of the flat graph's",
+        f"takes {1e6 / binary:.0f} us of the core, and the engine alone {1e6 / engine:.0f} us",
+        f"keeps {binary / engine:.0%}".replace("%", " %"),
+        f"{whole['capacity_rps']:,.0f} requests/s, {whole['share_of_saturated']:.2f} of what",
+        f"{md1['p99_ms']:.1f} ms; M/D/1 says {md1['predicted_p99_ms']:.1f} ms ({md1['ratio']:.2f}x)",
+        (
+            f"goodput {overload['goodput_ratio']:.2f} of the capacity, p99 {overload['p99_ms']:.0f} ms, "
+            f"{100 * overload['shed_rate']:.0f} % refused, over after {overload['recovery_s']:.1f} s"
+        ),
+        f"{ratios} of calm",
+        (
+            f"{sigterm['lost'] or 'no'} request lost in the drain of {sigterm['drain_seconds']:g} s; "
+            f"{sigterm['cut_after_drain']} cut off after it"
+        ),
+        *(f"{found['saturated_rps']:,.0f}" for found in scaling["scaling"].values()),
+        *(f"{found['capacity_rps']:,.0f}" for found in scaling["scaling"].values()),
+    ):
+        assert text in page, text
+
+
 def test_pictures_and_pages_that_are_linked_exist() -> None:
     for page in (*DOCS.glob("*.md"), Path("README.md"), Path("CONTRIBUTING.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

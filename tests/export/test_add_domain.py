@@ -16,7 +16,6 @@ from rich.progress import Progress
 from typer.testing import CliRunner
 
 from export import add_domain as adding
-from export import bundle as building
 from export.__main__ import app
 from export.add_domain import Addition, Tuned
 from export.packs import named
@@ -30,7 +29,8 @@ from service.engines import ort
 from service.stores._open import open_store
 from service.stores._protocol import Promotion
 from tests.conftest import Trained, train
-from training import checkpoint, newcomer
+from tests.export.test_bundle import build
+from training import newcomer
 from training.data.sources import synthetic
 from training.metrics import auc
 from training.model import logits
@@ -60,11 +60,6 @@ def store(tmp_path: Path, bundle: Bundle) -> str:
     url = f"directory:{tmp_path / 'store'}"
     asyncio.run(publish(bundle, open_store(url, bundle.manifest.bundle)))
     return url
-
-
-def build(trained: Trained, out: Path) -> Bundle:
-    metrics = checkpoint.load(trained.folder, trained.data)[3]
-    return building.build(trained.recipe, trained.prepared, trained.model, metrics, out)
 
 
 def run(*arguments: object) -> dict[str, Any]:

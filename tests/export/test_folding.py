@@ -109,6 +109,14 @@ def test_single_weights_are_looked_up_and_summed_without_a_column() -> None:
     assert found == {"Reshape": 2, "GatherElements": 1, "ReduceSum": 1}
 
 
+def test_a_vector_that_was_made_a_row_is_not_looked_up_in() -> None:
+    nodes = [("Unsqueeze", ["w", "first"], "row"), ("Gather", ["row", "ids"], "out")]
+    given = {"w": numbers(9), "ids": np.zeros(5, np.int32)}
+    for first in (0, -2):
+        found = rewritten(graph(nodes, {"w": [9], "ids": ["B"]}, {"first": axes(first)}), given)
+        assert found == {"Unsqueeze": 1, "Gather": 1}
+
+
 def test_rows_of_a_table_of_shared_weights_are_looked_up_where_they_are_shared() -> None:
     nodes = [
         ("Gather", ["w", "group"], "table"),

@@ -7,18 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import bundle as building
 from export.weights import WEIGHTS, rebuild
-from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
 from tests.conftest import Trained, train
-from training import checkpoint
+from tests.export.test_bundle import build
 from training.model import logits
-
-
-def build(trained: Trained, out: Path) -> Bundle:
-    metrics = checkpoint.load(trained.folder, trained.data)[3]
-    return building.build(trained.recipe, trained.prepared, trained.model, metrics, out)
 
 
 @pytest.mark.parametrize("paradigm", ["plate", "mix", "finetune", "single"])

@@ -9,40 +9,24 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from rich.progress import Progress
 
-from export.bundle import build
 from loadtest import bench_engine, flat
+from loadtest.exported import export
 from service.contract.bundle import Bundle
 from service.contract.pack import DomainPack
 from training.backbones import deepfm
-from training.checkpoint import Run
-from training.data.prepare import prepare
-from training.fit import Fit
 from training.model import Model
 from training.paradigms import plate
-from training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Bundle]:
-    place = tmp_path_factory.mktemp("bench")
-    recipe = Recipe.model_validate(
-        {
-            "name": "bench",
-            "data": {"name": "loadtest.catalogue", "domains": 2, "items": 300, "users": 50, "rows": 2000},
-            "dim": 8,
-            "backbone": {"name": "deepfm", "hidden": [16, 8]},
-            "paradigm": {"name": "plate"},
-            "joint": {"epochs": 1},
-            "tuning": {"epochs": 1},
-        }
+    found = export(
+        tmp_path_factory.mktemp("bench"),
+        {"domains": 2, "items": 300, "users": 50, "rows": 2000},
+        {"dim": 8, "backbone": {"name": "deepfm", "hidden": [16, 8]}, "tuning": {"epochs": 1}},
     )
-    prepared = prepare(recipe.data.name, recipe.data.options, place / "data")
-    run = Run(place / "run", recipe, prepared)
-    with Progress(disable=True) as bars:
-        model = Fit(recipe, prepared, run, bars)()
-    return model, build(recipe, prepared, model, run.metrics or {}, place / "bundles")
+    return found.model, found.bundle
 
 
 @pytest.mark.parametrize("domain", [None, "d00001"])

@@ -153,6 +153,9 @@ def test_users_are_told_apart_by_their_id(tmp_path: Path) -> None:
         ({"item.id": [10, None, 11] * 40}, "40 rows have no item.id"),
         ({"time": [1] * N}, "none for train"),
         ({"time": [None, *range(1, N)]}, "1 rows have no `time`"),
+        ({"time": ["soon"] * N}, "120 rows have no `time`"),
+        ({"time": [[1]] * N}, r"time is List\(Int64\), not one value"),
+        ({"label": [[1]] * N}, r"label is List\(Int64\), not one value"),
         ({"user.spent": ["much"] * N}, "user.spent has text"),
     ],
 )
@@ -165,6 +168,30 @@ def test_what_is_no_domains_rows_is_refused_in_a_line(
     with pytest.raises(RunError, match=says) as caught:
         read(tmp_path, given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ids", [[True, False] * 60, [0.5, 1.5] * 60, [1, 2] * 60])
+def test_ids_of_another_type_than_the_bundles_are_refused(ids: list[object], tmp_path: Path) -> None:
+    """Where ids are text, and none of the model's fields."""
+    schema = FeatureSchema(fields=tuple(field for field in SCHEMA.fields if field.key != "item.id"))
+    items = ItemTable.encode(schema, {"item.id": ["x", "y"]})
+    frame(**{"item.id": ids}).write_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(RunError, match="but the bundle's item ids are str"):
+        newcomer.read(tmp_path / "rows.parquet", schema, items, 0)
+
+
+def test_moments_of_any_kind_split(tmp_path: Path) -> None:
+    minutes = [f"{at // 60:02d}:{at % 60:02d}:00" for at in range(N)]
+    expected = read(tmp_path, frame()).parts["test"].rows
+    for given in (
+        pl.Series([f"2022-05-01T{each}Z" for each in minutes]),
+        pl.Series([f"2022-05-01 {each}" for each in minutes]).str.to_datetime(),
+        pl.Series(minutes).str.to_time(),
+        pl.Series(range(N)).cast(pl.Duration),
+    ):
+        rows = read(tmp_path, frame().with_columns(time=given)).parts["test"].rows
+        assert torch.equal(rows.item_ids, expected.item_ids)
+        assert torch.equal(rows.label, expected.label)
 
 
 def test_values_of_a_wrong_type_too_few_rows_and_other_files_are_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _FORMAT: Literal[1] = 1
 """Rises when the same source and options come to mean other files."""
-_BY_TIME = (0.8, 0.9)
+BY_TIME = (0.8, 0.9)
 """Where, of all rows in the order of time, validation and test begin."""
 
 
@@ -194,7 +194,7 @@ def columns(frame: pl.DataFrame, schema: FeatureSchema, scope: Scope) -> dict[st
     """
     keys = [slot.field.key for slot in schema.scope(scope)]
     wanted = dict.fromkeys([*keys, "item.id"] if scope == "item" else keys)
-    return {key: _column(frame[key]) for key in wanted}
+    return {key: as_column(frame[key]) for key in wanted}
 
 
 def show(prepared: Prepared) -> None:
@@ -225,7 +225,8 @@ def _one_line(error: ValidationError) -> str:
     return "; ".join(f"{place}: {message}" for place, message in places)
 
 
-def _column(series: pl.Series) -> Column:
+def as_column(series: pl.Series) -> Column:
+    """An array of numbers where none is missing, else a list: what `FeatureSchema.encode` takes fastest."""
     if series.dtype.is_numeric() and not series.null_count():
         return series.to_numpy()
     return series.to_list()
@@ -244,7 +245,7 @@ def _write(
     domains = tuple(sorted(frame["domain"].unique()))
     train, test = parts["train"], parts["test"]
     schema = FeatureSchema.fit(
-        source.fields, {field.key: _column(train[field.key]) for field in source.fields}
+        source.fields, {field.key: as_column(train[field.key]) for field in source.fields}
     )
     about = About(
         source=name,
@@ -330,7 +331,7 @@ def _renamed(frame: pl.DataFrame, place: str) -> pl.DataFrame:
 def _split_by_time(frame: pl.DataFrame) -> pl.DataFrame:
     """Rows of one moment stay together, so nothing in training is as late as anything in validation."""
     times = frame["time"].sort()
-    valid, test = (times[int(part * len(times))] for part in _BY_TIME)
+    valid, test = (times[int(part * len(times))] for part in BY_TIME)
     late = pl.when(pl.col("time") < test).then(pl.lit("valid")).otherwise(pl.lit("test"))
     return frame.with_columns(split=pl.when(pl.col("time") < valid).then(pl.lit("train")).otherwise(late))
 

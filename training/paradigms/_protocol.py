@@ -36,6 +36,11 @@ class Paradigm(nn.Module, ABC):
     def stages(self) -> Sequence[Stage]:
         """What to train, in order."""
 
+    def trained_alone(self) -> frozenset[str]:
+        """Parameters of the servable that a stage over each domain trains."""
+        alone = (stage.trains for stage in self.stages() if stage.rows == "each domain")
+        return frozenset[str]().union(*alone)
+
     @abstractmethod
     def servable(self) -> nn.Module:
         """The one-domain form: an `nn.Module` from `Arrays` to logits (B,), under the general pack.

@@ -9,7 +9,7 @@ from pathlib import Path
 import redis as sync_redis
 
 from service.contract.errors import StoreError
-from tests.conformance.test_stores import BUNDLE
+from tests.conformance.stores import BUNDLE
 
 PREFIX = f"mdctr:{{{BUNDLE}}}"
 

@@ -13,7 +13,7 @@ import redis as sync_redis
 from loadtest.redis_server import RedisServer
 from service.contract.errors import StoreError, UnknownOption
 from service.contract.pack import version
-from tests.conformance.test_stores import publish, with_store
+from tests.conformance.stores import publish, with_store
 from tests.service.stores.redises import PREFIX, nodes
 
 # What is in Redis

@@ -11,7 +11,7 @@ import trustme
 from loadtest.redis_server import RedisServer, tls_proxy
 from loadtest.server import free_port
 from service.contract.errors import StoreError
-from tests.conformance.test_stores import publish, with_store
+from tests.conformance.stores import publish, with_store
 from tests.service.stores.redises import again, ask_all, documented
 
 

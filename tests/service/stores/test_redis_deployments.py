@@ -9,7 +9,7 @@ from loadtest.redis_server import redis_sentinel
 from service.contract.errors import StoreError, UnknownVersion
 from service.contract.pack import version
 from service.stores._open import open_store
-from tests.conformance.test_stores import BUNDLE, publish, with_store
+from tests.conformance.stores import BUNDLE, publish, with_store
 from tests.service.stores.redises import PREFIX, again, ask_all, documented, follow, nodes, until
 
 # Sentinels
