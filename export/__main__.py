@@ -15,16 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from export import add_domain as adding
+from export import items as item_tables
 from export import lifecycle
 from export.bundle import build as build_bundle
+from export.lifecycle import ask, bundle_id, print_table, when
 from export.publish import Difference, difference, person
 from export.publish import publish as publish_bundle
-from service.contract import cli
+from service.contract import cli, hashing
 from service.contract.bundle import Bundle
-from service.contract.errors import StoreError
+from service.contract.errors import RunError, StoreError
 from service.stores._open import open_store
+from service.stores._protocol import PackStore
 from training import checkpoint
 from training.__main__ import OVERRIDES, progress
+
+_OWN = "the bundle's own table"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(lifecycle.app, name="packs")
@@ -110,6 +115,89 @@ def add_domain(
         cli.result(json.dumps(report))
     else:
         adding.show(report, Console())
+
+
+@app.command()
+def items(
+    bundle: Annotated[str, typer.Argument(help="The bundle's folder; its id will do to list or roll back.")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[ITEMS]", help="The new table, .parquet or .csv.")
+    ] = None,
+    *,
+    store: Annotated[
+        str, typer.Option(envvar="MDCTR_STORE", help="redis://host:port/db, or directory:PATH.")
+    ],
+    add: Annotated[bool, typer.Option("--add", help="Put them on top of the live table.")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Make the table before live again.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show which tables were live.")] = False,
+    run: Annotated[str, typer.Option(help="Where it came from, for the history; by default the file.")] = "",
+    by: Annotated[
+        str, typer.Option(default_factory=person, show_default="this account", help="Who, for the history.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference; change nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Make a new item table live, without an export."""
+    if [file is not None, rollback, list_].count(True) != 1 or (add and file is None):
+        raise RunError("give a file of items, or --rollback, or --list; --add goes with a file")
+    if list_:
+        _show_tables(ask(bundle_id(bundle), store, item_tables.history), as_json=as_json)
+    elif file is None:
+        moved = ask(bundle_id(bundle), store, lambda at: item_tables.rollback(at, by=by, dry_run=dry_run))
+        _show_rollback(*moved, dry_run=dry_run, as_json=as_json)
+    else:
+        opened = Bundle.open(Path(bundle))
+        columns = item_tables.read(file, opened.schema, opened.items.dtype)
+        origin = run or f"{file.name} {hashing.file(file)[:8]}"
+
+        async def replace(at: PackStore) -> item_tables.Changes:
+            made = await item_tables.make(at, opened, columns, add=add)
+            return await item_tables.publish(at, opened, made, run=origin, by=by, dry_run=dry_run)
+
+        _show_changes(ask(opened.manifest.bundle, store, replace), dry_run=dry_run, as_json=as_json)
+
+
+def _show_rollback(left: str | None, now: str | None, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        cli.result(json.dumps({"before": left, "after": now}))
+    else:
+        cli.result(f"{now or _OWN} {'would be' if dry_run else 'is'} live, instead of {left}")
+
+
+def _show_changes(changes: item_tables.Changes, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        cli.result(json.dumps(vars(changes)))
+        return
+    if changes.before == changes.after:
+        cli.result(f"{changes.after} was live already")
+    else:
+        live = "would be live" if dry_run else "is live"
+        cli.result(f"{changes.after} {live}, instead of {changes.before or _OWN}")
+    cli.result(
+        f"{changes.items:,} items: {changes.added:,} added, {changes.changed:,} changed, "
+        f"{changes.removed:,} removed; {changes.bytes:,} bytes, {changes.sent:,} of them sent"
+    )
+    shares = ((field, f"{share:.2%}") for field, share in changes.unknown.items())
+    print_table(("field", "of the file's items, read as unknown"), shares)
+
+
+def _show_tables(steps: list[item_tables.Step], *, as_json: bool) -> None:
+    if as_json:
+        cli.result(json.dumps(steps, default=vars))
+        return
+    rows = (
+        (
+            when(step.time),
+            step.version or _OWN,
+            "live" if step.live else "",
+            step.run,
+            step.by,
+            None if step.items is None else f"{step.items:,}",
+            None if step.bytes is None else f"{step.bytes:,}",
+        )
+        for step in steps
+    )
+    print_table(("promoted", "version", "", "run", "by", "items", "bytes"), rows)
 
 
 async def _publish(bundle: Bundle, url: str, dry_run: bool) -> list[Difference]:

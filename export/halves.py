@@ -84,8 +84,10 @@ def split(proto: onnx.ModelProto) -> Split | None:
     graph = Graph(proto)
     of_items, weighed = _of_items(graph)
     rest = [node for node in graph.nodes if not of_items.issuperset(node.output)]
+    rest = [*_parts(graph, rest), *rest]
     read = {name for node in rest for name in node.input} | set(graph.outputs)
-    made = [name for node in graph.nodes for name in node.output if name in of_items & read]
+    kept = of_items & read - {name for node in rest for name in node.output}
+    made = [name for node in graph.nodes for name in node.output if name in kept]
     if not weighed.intersection(made):
         return None
     tables = {name: f"{TABLES}half{at}" for at, name in enumerate(made)}
@@ -133,6 +135,13 @@ def _of_items(graph: Graph) -> tuple[set[str], set[str]]:
             if not read.isdisjoint(weighed | weights):
                 weighed.update(node.output)
     return of_items, weighed
+
+
+def _parts(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Columns of items' fields that nodes read: cut out again, since tables of them would say it twice."""
+    read = {name for node in nodes for name in node.input}
+    slices = [node for node in graph.nodes if node.op_type == "Slice" and node.input[0] in ITEM]
+    return [node for node in slices if read.intersection(node.output)]
 
 
 def _maker(proto: onnx.ModelProto, whole: Graph, tables: Mapping[str, str]) -> onnx.ModelProto:

@@ -51,14 +51,14 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tab
 @app.command("list")
 def list_(bundle: _Named, store: _Store, as_json: _Json = False) -> None:
     """What is live in every domain: since when, from where, by whom."""
-    found = _ask(_id(bundle), store, lifecycle.overview)
+    found = ask(bundle_id(bundle), store, lifecycle.overview)
     if _printed(found, as_json):
         return
     rows = (
-        (line.domain, line.live, _when(line.since), line.run, line.by, f"{line.bytes:,}", str(line.kept))
+        (line.domain, line.live, when(line.since), line.run, line.by, f"{line.bytes:,}", str(line.kept))
         for line in found
     )
-    _table(("domain", "live", "since", "run", "by", "bytes", "kept"), rows)
+    print_table(("domain", "live", "since", "run", "by", "bytes", "kept"), rows)
 
 
 @app.command()
@@ -73,13 +73,13 @@ def show(
     """A domain's history and the versions kept; or what one of them holds."""
     if version is not None:
         opened = Bundle.open(Path(bundle))
-        holds = _ask(
+        holds = ask(
             opened.manifest.bundle, store, lambda at: inspection.contents(at, domain, version, opened)
         )
         if not _printed(holds, as_json):
             _show_contents(holds)
         return
-    found = _ask(_id(bundle), store, lambda at: lifecycle.show(at, domain))
+    found = ask(bundle_id(bundle), store, lambda at: lifecycle.show(at, domain))
     if not _printed(found, as_json):
         _show_domain(found)
 
@@ -119,10 +119,10 @@ def put(
 
     done = [Put(domain, version_of(data), len(data)) for domain, data in checked]
     if not dry_run:
-        done = _ask(opened.manifest.bundle, store, keep)
+        done = ask(opened.manifest.bundle, store, keep)
     if not _printed(done, as_json):
         rows = ((each.domain, each.version, f"{each.bytes:,}") for each in done)
-        _table(("domain", "would put" if dry_run else "put", "bytes"), rows)
+        print_table(("domain", "would put" if dry_run else "put", "bytes"), rows)
 
 
 @app.command()
@@ -143,8 +143,8 @@ def promote(
     """Make versions live, all in one step or none. A unique beginning of a version is enough."""
     wanted = _pairs(versions)
     before = {domain: start or None for domain, start in _pairs(expected or []).items()}
-    done = _ask(
-        _id(bundle),
+    done = ask(
+        bundle_id(bundle),
         store,
         lambda at: lifecycle.promote(at, wanted, run=run, by=by, expected=before, dry_run=dry_run),
     )
@@ -165,7 +165,9 @@ def rollback(
     """Make the versions before the live ones live again, in one step. Again goes one further back."""
     if to is not None and len(domains) > 1:
         raise UnknownVersion("--to is for one domain only")
-    done = _ask(_id(bundle), store, lambda at: lifecycle.rollback(at, domains, to=to, by=by, dry_run=dry_run))
+    done = ask(
+        bundle_id(bundle), store, lambda at: lifecycle.rollback(at, domains, to=to, by=by, dry_run=dry_run)
+    )
     _show_changes(done, dry_run=dry_run, as_json=as_json)
 
 
@@ -183,7 +185,7 @@ def diff(
     """How two versions of a domain differ, and how far apart they score."""
     opened = Bundle.open(bundle)
     scorer = _engine(engine, opened)
-    found = _ask(
+    found = ask(
         opened.manifest.bundle,
         store,
         lambda at: inspection.difference(at, domain, a, b, bundle=opened, engine=scorer),
@@ -204,7 +206,9 @@ def retire(
     as_json: _Json = False,
 ) -> None:
     """Let nothing be live in domains, in one step. Their packs stay until `gc` takes them."""
-    done = _ask(_id(bundle), store, lambda at: lifecycle.retire(at, domains, run=run, by=by, dry_run=dry_run))
+    done = ask(
+        bundle_id(bundle), store, lambda at: lifecycle.retire(at, domains, run=run, by=by, dry_run=dry_run)
+    )
     _show_changes(done, dry_run=dry_run, as_json=as_json)
 
 
@@ -222,8 +226,8 @@ def gc(
     as_json: _Json = False,
 ) -> None:
     """Remove packs that nothing needs. What is live always stays."""
-    taken = _ask(
-        _id(bundle),
+    taken = ask(
+        bundle_id(bundle),
         store,
         lambda at: lifecycle.gc(
             at, keep=keep, unpromoted=unpromoted, domains=domains or None, dry_run=dry_run
@@ -231,10 +235,10 @@ def gc(
     )
     if not _printed(taken, as_json):
         rows = ((pack.domain, pack.version, f"{pack.bytes:,}") for pack in taken)
-        _table(("domain", "would remove" if dry_run else "removed", "bytes"), rows)
+        print_table(("domain", "would remove" if dry_run else "removed", "bytes"), rows)
 
 
-def _id(named: str) -> str:
+def bundle_id(named: str) -> str:
     """A bundle's id, from its folder or as it stands.
 
     Raises:
@@ -253,7 +257,7 @@ def _engine(name: str, bundle: Bundle) -> Engine:
     return engine
 
 
-def _ask(bundle: str, url: str, question: Callable[[PackStore], Awaitable[T]]) -> T:
+def ask(bundle: str, url: str, question: Callable[[PackStore], Awaitable[T]]) -> T:
     """Open a store for the time of one question."""
 
     async def ask() -> T:
@@ -289,11 +293,13 @@ def _printed(found: object, as_json: bool) -> bool:
     return as_json
 
 
-def _when(seconds: float | None) -> str | None:
+def when(seconds: float | None) -> str | None:
+    """A moment, for a table."""
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str | None]]) -> None:
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str | None]]) -> None:
+    """Print a table; what is None is a dash."""
     table = Table(*head)
     for row in rows:
         table.add_row(*("-" if cell is None else cell for cell in row))
@@ -307,7 +313,7 @@ def _show_changes(changes: Sequence[Change], *, dry_run: bool, as_json: bool) ->
             (each.domain, each.before, each.after, "keep" if each.before == each.after else _verb(each))
             for each in changes
         )
-        _table(("domain", "before", "after", "would" if dry_run else "done"), rows)
+        print_table(("domain", "before", "after", "would" if dry_run else "done"), rows)
 
 
 def _verb(change: Change) -> str:
@@ -318,10 +324,10 @@ def _verb(change: Change) -> str:
 
 def _show_domain(found: DomainHistory) -> None:
     cli.result(f"{found.domain}: live {found.live or '-'}, a rollback goes to {found.previous or '-'}")
-    steps = ((_when(step.time), step.version or "retired", step.run, step.by) for step in found.history)
-    _table(("promoted", "version", "run", "by"), steps)
-    kept = ((pack.version, f"{pack.bytes:,}", _when(pack.promoted)) for pack in found.kept)
-    _table(("kept", "bytes", "last promoted"), kept)
+    steps = ((when(step.time), step.version or "retired", step.run, step.by) for step in found.history)
+    print_table(("promoted", "version", "run", "by"), steps)
+    kept = ((pack.version, f"{pack.bytes:,}", when(pack.promoted)) for pack in found.kept)
+    print_table(("kept", "bytes", "last promoted"), kept)
 
 
 def _show_contents(holds: Contents) -> None:
@@ -339,7 +345,7 @@ def _show_contents(holds: Contents) -> None:
         )
         for each in holds.tensors
     )
-    _table(("tensor", "shape", "type", "stored", "bytes"), rows)
+    print_table(("tensor", "shape", "type", "stored", "bytes"), rows)
 
 
 def _show_difference(found: PackDifference) -> None:
@@ -354,7 +360,7 @@ def _show_difference(found: PackDifference) -> None:
         )
         for each in found.tensors
     )
-    _table(("tensor", "rows that differ", "numbers that differ", "largest", "RMS"), rows)
+    print_table(("tensor", "rows that differ", "numbers that differ", "largest", "RMS"), rows)
     (scale, shift), golden = found.calibration, found.golden
     cli.result(f"calibration: scale {scale:+.3g}, shift {shift:+.3g}")
     cli.result(

@@ -13,10 +13,11 @@ from torch import nn
 
 from export.packs import named, tensors
 from service.contract.errors import BundleError
+from service.contract.field import PAD, Scope
 from service.contract.items import ItemTable
 from service.contract.manifest import ITEM_ROWS, GraphInput, Parity
 from service.contract.pack import DomainPack
-from service.contract.schema import PAD, FeatureSchema, Inputs, Scope
+from service.contract.schema import FeatureSchema, Inputs
 from service.engines._protocol import Engine
 from training.data.batches import Arrays
 from training.model import Model
@@ -151,8 +152,8 @@ def _given(
 def _random(schema: FeatureSchema, scope: Scope, n: int, rng: np.random.Generator) -> Inputs:
     inputs = schema.blanks[scope].take(np.zeros(n, np.int64))
     for slot in schema.scope(scope):
-        if slot.field.kind == "number":
-            inputs.numbers[:, slot.at.start] = rng.normal(size=n)
+        if slot.field.numeric:
+            inputs.numbers[:, slot.at] = rng.normal(size=(n, slot.field.width))
             continue
         ids = rng.integers(slot.offset, slot.offset + slot.field.rows, (n, slot.field.width), dtype=np.int32)
         if slot.field.multiple:
@@ -166,8 +167,8 @@ def _ends(schema: FeatureSchema, scope: Scope, number: float) -> Inputs:
     """Two rows: every field at its first row, and every field at its last."""
     inputs = schema.blanks[scope].take(np.zeros(2, np.int64))
     for slot in schema.scope(scope):
-        if slot.field.kind == "number":
-            inputs.numbers[:, slot.at.start] = number
+        if slot.field.numeric:
+            inputs.numbers[:, slot.at] = number
         else:
             inputs.ids[0, slot.at] = slot.offset
             inputs.ids[1, slot.at] = slot.offset + slot.field.rows - 1

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from service.contract.field import Scope
 from service.contract.manifest import GraphInput
-from service.contract.schema import FeatureSchema, Scope
+from service.contract.schema import FeatureSchema
 from training.model import Model
 
 REQUEST = ("request.ids", "request.numbers")

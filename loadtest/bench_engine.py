@@ -33,9 +33,9 @@ from export.graph import OPSET
 from loadtest.flat import INPUT, Flat, write
 from loadtest.fleet import BenchError
 from service.contract.bundle import Bundle
+from service.contract.field import Scope
 from service.contract.manifest import ITEM_ROWS
 from service.contract.pack import DomainPack
-from service.contract.schema import Scope
 from service.engines import ort
 from training.model import Model
 

@@ -18,6 +18,7 @@ import os
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -41,7 +42,7 @@ from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, prepare
 from training.fit import Fit
-from training.loop import Loop, Outcome, Pass
+from training.loop import Loop, Outcome, Pass, Standing
 from training.recipe import Choice, Optimisation, Recipe
 
 RIVALS = ("torch_rechub", "fuxictr")
@@ -70,8 +71,7 @@ class Ours(Fit):
     epochs = 0
 
     def __init__(self, recipe: Recipe, prepared: Prepared, rows: Rows, folder: Path) -> None:
-        super().__init__(recipe, prepared, Run(folder, recipe, prepared), Progress(disable=True))
-        self.train = rows
+        super().__init__(recipe, prepared, Run(folder, recipe, prepared), Progress(disable=True), rows)
         self.loop = self.stopped = Stopped(recipe.seed, self.progress)
         self._all_domains(self.model.paradigm.stages()[0])
         self.optimiser = _adam(self.stopped.work.module, recipe)
@@ -79,7 +79,9 @@ class Ours(Fit):
     def seconds(self) -> float:
         """Train for an epoch and say how long it took."""
         self.epochs += 1
-        return _seconds(lambda: self.loop.epoch(self.stopped.work, self.epochs, self.optimiser, ()))
+        at = Standing(self.epochs - 1, 0, 0.0, {})
+        steps = self.loop.steps(self.stopped.work, at, self.optimiser, ())
+        return _seconds(lambda: deque(steps, maxlen=0))
 
 
 class Bare:
@@ -230,7 +232,7 @@ def bench(
 
 def readable_by_all(prepared: Prepared) -> Prepared:
     """The data with the fields that any library reads: one id a row."""
-    fields = tuple(f for f in prepared.schema.fields if f.kind != "number" and not f.multiple)
+    fields = tuple(f for f in prepared.schema.fields if not f.numeric and not f.multiple)
     return replace(prepared, schema=FeatureSchema(fields=fields))
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Constraint
 
-from service.contract.schema import Field
+from service.contract.field import Field
 from training.data.sources._protocol import Interactions
 
 Count = Annotated[int, Constraint(ge=1)]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from service.contract import plugins
 from service.contract.errors import RunError
-from service.contract.schema import Field
+from service.contract.field import Field
 from training import newcomer
 from training.data.prepare import SPLITS, Checksummed, domain_name
 from training.data.sources._protocol import Interactions, Source

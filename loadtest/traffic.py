@@ -18,7 +18,8 @@ from pydantic import Field as Constraint
 
 from loadtest.sender import request
 from service.contract.bundle import Bundle
-from service.contract.schema import FeatureSchema, Field
+from service.contract.field import Field
+from service.contract.schema import FeatureSchema
 
 JSON = "Content-Type: application/json"
 _STRANGERS = 1000
@@ -160,6 +161,8 @@ class Traffic:
 def _value(field: Field, draw: np.random.Generator) -> Any:  # noqa: ANN401 - whatever the field takes
     if field.kind == "number":
         return round(float(draw.normal(field.mean, field.std)), 3)
+    if field.size is not None:  # about as long as the vectors of language models, which is 1
+        return [round(float(each), 4) for each in draw.normal(0, field.size**-0.5, field.size)]
     if field.multiple is not None:
         return [_single(field, draw) for _ in range(int(draw.integers(1, min(field.multiple, _LONGEST) + 1)))]
     return _single(field, draw)

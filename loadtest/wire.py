@@ -32,7 +32,7 @@ def http(bundle: Bundle, asked: Asked) -> bytes:
         value = (asked.user if field.owner == "user" else asked.context).get(field.name)
         if value is not None:
             data = value if isinstance(value, list) else [value]
-            kind = "FP32" if field.kind == "number" else "INT64" if field.dtype == "int" else "BYTES"
+            kind = "FP32" if field.numeric else "INT64" if field.dtype == "int" else "BYTES"
             inputs.append({"name": field.key, "shape": [len(data)], "datatype": kind, "data": data})
     head = {
         "inputs": inputs,

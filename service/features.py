@@ -15,9 +15,12 @@ import numpy.typing as npt
 
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError, InvalidRequest, Place
+from service.contract.field import Column, FieldError, Scope
 from service.contract.manifest import ITEM_ROWS
-from service.contract.schema import FieldError, Inputs, Scope
+from service.contract.schema import Inputs
 from service.engines._protocol import Arrays
+from service.items import Items
+from service.stores._protocol import Version
 
 _TYPES: Mapping[str, type] = {"int": int, "str": str}
 Ids = Sequence[Any] | npt.NDArray[np.integer[Any]]
@@ -31,6 +34,8 @@ class Encoded:
     inputs: Arrays
     unknown: Mapping[str, int]
     """By field, how many values the model has never seen; under `item.id`, ids without a row."""
+    items: Version | None
+    """The item table that it was encoded with; None for the bundle's own."""
 
 
 class RequestEncoder:
@@ -46,30 +51,33 @@ class RequestEncoder:
     """
 
     def __init__(self, bundle: Bundle, max_candidates: int) -> None:
-        self._schema, self._items = bundle.schema, bundle.items
+        self._schema = bundle.schema
+        self.items = Items.own(bundle)
+        """What is read of items; whoever replaces it does so between two requests."""
         self._max_candidates = max_candidates
         self._has_halves = bundle.manifest.item_halves is not None
         self._fed = {spec.name for spec in bundle.manifest.inputs if spec.source == "schema"}
         known = {f"{scope}.{part}" for scope in ("request", "item") for part in ("ids", "numbers")}
         if strange := sorted(self._fed - known):
             raise BundleError(f"the graph has inputs that no request gives: {', '.join(strange)}")
-        self._fed.add(ITEM_ROWS)
+        self._fed |= {ITEM_ROWS, *self.items.halves}
         id_slot = self._schema.slots.get("item.id")
         self._id_is_read = id_slot is not None
-        if id_slot is not None and id_slot.field.dtype != self._items.dtype:
-            raise BundleError(f"item.id is {id_slot.field.dtype}, but the item table has {self._items.dtype}")
+        self._dtype = bundle.items.dtype
+        if id_slot is not None and id_slot.field.dtype != self._dtype:
+            raise BundleError(f"item.id is {id_slot.field.dtype}, but the item table has {self._dtype}")
         # Vocabularies and the table's index are built when first used, and that is not to be in a request.
         scopes: tuple[Scope, ...] = ("request", "item")
         for scope in scopes:
             self._schema.encode(scope, {slot.field.key: [None] for slot in self._schema.scope(scope)}, 1)
-        self._items.rows(self._items.keys[:1])
+        bundle.items.rows(bundle.items.keys[:1])
 
     def encode(
         self,
         user: Mapping[str, Any],
         context: Mapping[str, Any],
         ids: Ids,
-        items: Mapping[str, Sequence[Any]],
+        items: Mapping[str, Column],
     ) -> Encoded:
         """Encode one request of B candidates.
 
@@ -88,20 +96,22 @@ class RequestEncoder:
         request = self._schema.blanks["request"].copy()
         self._write_row(request, "user", user, places, unknown)
         self._write_row(request, "context", context, places, unknown)
-        rows = self._items.rows(ids)
+        known = self.items  # one and the same from here on
+        rows = known.table.rows(ids)
         arrays = {"request.ids": request.ids, "request.numbers": request.numbers}
         if not items and self._has_halves and (rows.all() or not self._id_is_read):
             if not rows.all():
                 unknown["item.id"] += len(rows) - int(np.count_nonzero(rows))
-            arrays[ITEM_ROWS] = rows
+            arrays |= {ITEM_ROWS: rows, **known.halves}
         else:
-            item = self._items.inputs.take(rows)
+            item = known.table.inputs.take(rows)
             self._write_strangers(item, ids, rows == 0, unknown)
             self._write_columns(item, items, places, unknown)
             arrays |= {"item.ids": item.ids, "item.numbers": item.numbers}
         if places:
             raise InvalidRequest(places)
-        return Encoded({name: array for name, array in arrays.items() if name in self._fed}, unknown)
+        fed = {name: array for name, array in arrays.items() if name in self._fed}
+        return Encoded(fed, unknown, known.version)
 
     def readable(self, profile: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """What of a user's profile the model reads.
@@ -131,15 +141,15 @@ class RequestEncoder:
     def _check_ids(self, ids: Ids) -> None:
         if len(ids) > self._max_candidates:
             raise InvalidRequest([Place("/ids", f"{len(ids)} candidates; at most {self._max_candidates}")])
-        want = _TYPES[self._items.dtype]
+        want = _TYPES[self._dtype]
         if isinstance(ids, np.ndarray):
             if ids.dtype.kind in "iu" and want is int:
                 return
-            raise InvalidRequest([Place("/ids", f"expected {self._items.dtype}, got {ids.dtype}")])
+            raise InvalidRequest([Place("/ids", f"expected {self._dtype}, got {ids.dtype}")])
         if set(map(type, ids)) <= {want}:
             return
         raise InvalidRequest(
-            Place(f"/ids/{at}", f"expected {self._items.dtype}, got {type(value).__name__}")
+            Place(f"/ids/{at}", f"expected {self._dtype}, got {type(value).__name__}")
             for at, value in enumerate(ids)
             if type(value) is not want
         )
@@ -180,7 +190,7 @@ class RequestEncoder:
     def _write_columns(
         self,
         item: Inputs,
-        columns: Mapping[str, Sequence[Any]],
+        columns: Mapping[str, Column],
         places: list[Place],
         unknown: Counter[str],
     ) -> None:

@@ -44,7 +44,7 @@ async def overview(store: PackStore) -> list[DomainOverview]:
     """Every domain that the store has a pack of, or ever had a live one of, sorted."""
     live, kept = await store.live(), _by_domain(await store.kept())
     lines = []
-    for domain in sorted({*live, *kept}):
+    for domain in sorted(filter(is_domain, {*live, *kept})):  # item tables are no domain's
         version = live.get(domain)
         steps = [] if version is None else await store.history(domain)
         # The history may already be ahead of what was live a moment ago.
@@ -284,7 +284,7 @@ async def gc(
         domains: only these.
         dry_run: remove nothing.
     """
-    kept = await store.kept()
+    kept = [pack for pack in await store.kept() if is_domain(pack.domain)]
     live = await store.live()
     candidates = []
     for domain in sorted({pack.domain for pack in kept if domains is None or pack.domain in domains}):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from itertools import islice, takewhile
 from typing import TypeVar
@@ -26,6 +26,7 @@ from service.loading import Loaded, Loader, Refusal, discard
 from service.resident import Resident
 from service.residents import Residents
 from service.shelf import Shelf
+from service.stores._names import ITEMS
 from service.stores._protocol import Domain, PackStore, Pointers, Version
 from service.telemetry import Metrics
 
@@ -55,6 +56,7 @@ class PackCache:
         most_bytes: int,
         pinned: Collection[Domain] = (),
         declared: Collection[Domain] = (),
+        items: Callable[[Version | None], None] | None = None,
     ) -> None:
         """A cache with nothing in it.
 
@@ -66,6 +68,7 @@ class PackCache:
             most_bytes: of resident packs; those pinned, and the general one, are in it and never go.
             pinned: domains that stay resident.
             declared: domains that are loaded first.
+            items: told which item table is live, whenever the store says so.
         """
         self.resident = Residents(most_bytes, {GENERAL, *pinned})
         """What answers at once."""
@@ -83,6 +86,7 @@ class PackCache:
         """Set whenever something else serves."""
         self._store, self._loader, self._shelf, self._metrics = store, loader, shelf, metrics
         self._declared = frozenset(declared)
+        self._items = items
         self._wait = _FIRST_WAIT
         self._bringing: dict[Domain, asyncio.Task[None]] = {}
         self._coming: set[Domain] = set()
@@ -155,7 +159,7 @@ class PackCache:
                         pointers = await anext(changes)
                 except TimeoutError:
                     return
-                await self._take(pointers, whole=whole)
+                await self._take(self._of_domains(pointers), whole=whole)
                 whole = False
                 self._wait = _FIRST_WAIT
                 self.from_shelf = False
@@ -163,6 +167,12 @@ class PackCache:
                 if not self.settled.is_set():
                     log.info("packs serve", resident=len(self.resident), live=len(self.live))
                 self.settled.set()
+
+    def _of_domains(self, pointers: Pointers) -> Pointers:
+        """What is not about the item table, which has a follower of its own."""
+        if ITEMS in pointers and self._items is not None:
+            self._items(pointers[ITEMS])
+        return {domain: version for domain, version in pointers.items() if domain != ITEMS}
 
     async def _take(self, pointers: Pointers, *, whole: bool) -> None:
         """Serve what the store says is live.

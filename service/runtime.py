@@ -6,7 +6,7 @@ import asyncio
 import gc
 import resource
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from service.contract.bundle import Bundle
 from service.contract.pack import GENERAL
 from service.engines._protocol import Engine
 from service.features import RequestEncoder
+from service.item_follower import ItemFollower
+from service.item_shelf import ItemShelf
 from service.loading import Loader
 from service.packs import PackCache
 from service.routing import Router
@@ -47,17 +49,23 @@ class Runtime:
     store: PackStore
     engine: Engine
     packs: PackCache
+    items: ItemFollower
     router: Router
     scorer: Scorer
     users: Users | None
     """None where nothing is kept of users."""
     profiles: Profiles | None
-    follower: asyncio.Task[None]
+    followers: Sequence[asyncio.Task[None]]
 
     @property
     def alive(self) -> bool:
         """Whether promotions are still followed; nothing but a fault of ours ends that."""
-        return not self.follower.done()
+        return not any(follower.done() for follower in self.followers)
+
+    @property
+    def ready(self) -> bool:
+        """Whether what is declared answers, under the item table that was live at the start."""
+        return not self.router.missing() and not self.items.coming
 
     @property
     def domains(self) -> list[str]:
@@ -110,6 +118,18 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
             )
         )
         shelf = Shelf(folder, bundle.manifest.bundle, settings.shelf_bytes)
+        encoder = RequestEncoder(bundle, settings.max_candidates)
+        items = ItemFollower(
+            bundle,
+            encoder,
+            engine,
+            ItemShelf(folder, bundle.manifest.bundle),
+            metrics,
+            connect=lambda: open_store(settings.store, bundle.manifest.bundle),
+            tolerance=settings.golden_tolerance,
+            most_bytes=settings.items_bytes,
+        )
+        await items.start()
         packs = PackCache(
             store,
             Loader(store, engine, bundle, shelf, settings.golden_tolerance),
@@ -118,9 +138,9 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
             most_bytes=settings.resident_bytes,
             pinned=settings.pinned,
             declared=bundle.manifest.domains,
+            items=items.want,
         )
         router = Router(packs, bundle.manifest.domains, settings.unknown_domain, settings.cold_domain)
-        encoder = RequestEncoder(bundle, settings.max_candidates)
         scorer = Scorer(encoder, engine)
         profiles = None
         if users is not None:
@@ -131,19 +151,36 @@ async def run(settings: Settings) -> AsyncGenerator[Runtime, None]:
                 keep=settings.users_cache_seconds,
                 timeout=settings.users_timeout_ms / 1e3,
             )
-        tasks = [
+        followers = [
             asyncio.create_task(packs.follow(), name="follow the store"),
+            asyncio.create_task(items.follow(), name="follow item tables"),
+        ]
+        service = Runtime(
+            settings,
+            bundle,
+            metrics,
+            store,
+            engine,
+            packs,
+            items,
+            router,
+            scorer,
+            users,
+            profiles,
+            followers,
+        )
+        tasks = [
+            *followers,
             asyncio.create_task(_freeze_once_settled(packs), name="freeze what was loaded"),
-            asyncio.create_task(_measure(packs, router, metrics), name="measure"),
+            asyncio.create_task(_measure(service), name="measure"),
         ]
         # Without URLs, which may hold a password.
         resolved = settings.model_dump(mode="json", exclude={"store", "users"})
         log.info("starts", bundle=bundle.manifest.bundle, settings=resolved)
         try:
-            yield Runtime(
-                settings, bundle, metrics, store, engine, packs, router, scorer, users, profiles, tasks[0]
-            )
+            yield service
         finally:
+            items.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -165,10 +202,11 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _measure(packs: PackCache, router: Router, metrics: Metrics) -> None:
+async def _measure(service: Runtime) -> None:
     """Keep gauges true, and what serves noted on the shelf."""
+    packs, metrics = service.packs, service.metrics
     while True:
-        metrics.ready.set(float(not router.missing()))
+        metrics.ready.set(float(service.ready))
         metrics.resident_packs.set(len(packs.resident))
         metrics.resident_bytes.set(packs.resident.nbytes)
         metrics.from_shelf.set(float(packs.from_shelf))

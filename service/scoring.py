@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contract.errors import InvalidRequest, Place
+from service.contract.field import Column
 from service.engines._protocol import Engine
 from service.features import Ids, RequestEncoder
 from service.resident import Resident, sigmoid
@@ -24,6 +25,8 @@ class Ranking:
     pack: Version
     pack_domain: str
     """Whose pack answered: the domain's own, or the general one."""
+    items: Version | None
+    """The item table that answered; None for the bundle's own."""
     ids: Ids
     probabilities: npt.NDArray[np.float64]
     """(B,), in the order of `ids`."""
@@ -45,7 +48,7 @@ class Scorer:
         user: Mapping[str, Any],
         context: Mapping[str, Any],
         ids: Ids,
-        items: Mapping[str, Sequence[Any]],
+        items: Mapping[str, Column],
         *,
         top_k: int | None = None,
     ) -> Ranking:
@@ -82,6 +85,7 @@ class Scorer:
         return Ranking(
             pack.version,
             pack.domain,
+            encoded.items,
             ids,
             probabilities,
             encoded.unknown,

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.contract.edition import MOST
+
 PREFIX = "MDCTR_"
 _NOT_OURS = {"MDCTR_DATA_DIR"}
 """Variables with the prefix that other commands read."""
@@ -99,12 +101,14 @@ class Settings(BaseSettings):
     request's deadline; `general`, the general pack until the domain's own is there."""
     resident_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
     """Bytes of packs that answer at once; those unused for longest go first. The workers share them."""
+    items_bytes: Annotated[int, Field(ge=0)] = MOST
+    """Bytes that an item table from the store may have, item halves included; a larger one is refused."""
     pinned: tuple[str, ...] = ()
     """Domains whose packs are loaded first and never go; a JSON list."""
     shelf: Path | None = None
-    """A folder of this machine for packs that serve. A service whose store does not answer at its start
-    serves what served last time from there, and says so. By default a temporary folder, which ends with the
-    service."""
+    """A folder of this machine for packs and item tables that serve. A service whose store does not answer at
+    its start serves what served last time from there, and says so. By default a temporary folder, which ends
+    with the service."""
     shelf_bytes: Annotated[int, Field(ge=0)] = 8_000_000_000
     """Bytes that packs may take in that folder."""
     permits: Annotated[int, Field(ge=1)] = 256

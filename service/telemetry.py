@@ -111,6 +111,18 @@ class Metrics:
             registry=self.registry,
             **_MIN,
         )
+        self.items_loaded = Counter(
+            "mdctr_items_loaded", "Item tables that became visible.", registry=self.registry
+        )
+        self.items_refused = Counter(
+            "mdctr_items_refused", "Item tables that failed a check.", registry=self.registry
+        )
+        self.items_since = Gauge(
+            "mdctr_items_since_timestamp_seconds",
+            "When the serving item table became visible; 0 for the bundle's own since the start.",
+            registry=self.registry,
+            **_MIN,
+        )
         self.store_contact = Gauge(
             "mdctr_store_contact_timestamp_seconds",
             "When the pack store last told what is live.",

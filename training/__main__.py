@@ -17,11 +17,12 @@ from rich.table import Table
 
 from service.contract import cli, files
 from training import checkpoint, evaluation, figures
-from training.compare import Comparison, Plan
+from training.compare import Comparison
 from training.data import prepare as preparation
 from training.data.prepare import Split
 from training.evaluation import Labelled
 from training.fit import Fit
+from training.plan import Plan
 from training.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -64,29 +65,39 @@ def evaluate(
     """Evaluate a complete run on one split."""
     _, prepared, model, _ = checkpoint.load(run, data)
     valid = Labelled.of(prepared, "valid").rows
-    _show(evaluation.evaluate(model, Labelled.of(prepared, split), valid), as_json)
+    _show(evaluation.evaluate(model, Labelled.of(prepared, split), valid).report, as_json)
 
 
 @app.command()
 def compare(
     plan: Path,
+    *,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; one killed there goes on.")],
     data: Data = Path("runs/data"),
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = os.cpu_count() or 1,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; again for more.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare models: settings chosen on validation, several seeds, one table."""
     chosen = Plan.load(plan)
     with progress() as bars:
-        report = Comparison(chosen, out, data, processes, bars)()
-    files.write(out / "table.md", figures.table(report))
-    for drawn in figures.draw(report, out):
-        Console(stderr=True).print(f"drew {drawn}")
+        report = Comparison(chosen, out, data, processes=processes, progress=bars, only=row or ())()
+    parts = {name: report[name] for name in chosen.subjects} or {"": report}
+    for name, part in parts.items():
+        files.write(out / name / "table.md", figures.table(part))
+        for drawn in figures.draw(part, out / name):
+            Console(stderr=True).print(f"drew {drawn}")
     if as_json:
         cli.result(json.dumps(report))
         return
+    for name, part in parts.items():
+        _compared(part, name)
+
+
+def _compared(report: dict[str, Any], title: str) -> None:
     shown = figures.shown(report)
-    table = Table("model", *(f"AUC, {name}" for name in shown), "macro", "log loss", "ECE", "owned")
+    heads = (*(f"AUC, {name}" for name in shown), "macro", "log loss", "ECE", "owned")
+    table = Table("model", *heads, title=title or None)
     for name, row in report["rows"].items():
         aucs = [f"{row[domain]['auc_mean']:.4f}" for domain in shown]
         macro = row["macro"]

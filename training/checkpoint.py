@@ -2,9 +2,9 @@
 
 `recipe.json` (as resolved), `weights.safetensors` (the paradigm, after the last stage over all domains
 that is complete), `domains/<domain>.safetensors` (what tuning made of it), `calibration.json`,
-`metrics.json` (last, so it says that the run is complete), `log.jsonl` (a line an epoch),
-`tensorboard/`, and, while a stage is running, `state.pt`, from which a killed run goes on. Every file is
-replaced whole or not at all.
+`scores.parquet` (`row`, `logit` and `general` of the test rows, as served), `metrics.json` (last, so it says
+that the run is complete), `log.jsonl` (a line an epoch), `tensorboard/`, and, while a stage is running,
+`state.pt`, from which a killed run goes on. Every file is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import polars as pl
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
@@ -26,6 +29,8 @@ from service.contract.pack import GENERAL
 from training.data.prepare import Prepared
 from training.model import Model, build
 from training.recipe import Recipe, parse
+
+Floats = npt.NDArray[np.float64]
 
 
 class Run:
@@ -104,6 +109,16 @@ class Run:
         """What makes each pack's logits mean what they say; the general pack's under its own name."""
         named = {domain or GENERAL: pair for domain, pair in calibration.items()}
         files.write(self._calibration, json.dumps(named, indent=1))
+
+    def save_scores(self, row: pl.Series, logit: Floats, general: Floats) -> None:
+        """What the test rows come to, for comparisons row by row."""
+        buffer = io.BytesIO()
+        pl.DataFrame({"row": row, "logit": logit, "general": general}).write_parquet(buffer)
+        files.write(self.folder / "scores.parquet", buffer.getvalue())
+
+    def scores(self) -> pl.DataFrame:
+        """What `save_scores` wrote."""
+        return pl.read_parquet(self.folder / "scores.parquet")
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """The run is complete."""

@@ -5,106 +5,47 @@ budget: first the joint settings are tried (no tuning, first seed, macro AUC on 
 the best of them, the tuning settings. The winner is trained with every seed. Test rows are looked at only
 in the report. Each run lies in a folder named by its recipe, so a comparison that was killed goes on, and
 runs that rows have in common are trained once.
+
+A plan may have several subjects, each a data set; then it is run, and reported, on each. A row may be a
+teacher of the base recipe's students. It searches nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+import numpy.typing as npt
+import polars as pl
+import torch
 from rich.progress import Progress
 
 from service.contract import files
 from service.contract.errors import RunError
+from training import paired
 from training.checkpoint import Run
-from training.data.prepare import Prepared, prepare
+from training.data.batches import Rows
+from training.data.prepare import SPLITS, Prepared, prepare
+from training.distil import alone, whole_run
 from training.fit import Fit
-from training.recipe import Recipe, parse
+from training.loop import Loop
+from training.metrics import auc
+from training.model import Model, logits
+from training.plan import Changes, Distilled, Plan, Subject
+from training.recipe import Choice, Recipe, parse
+from training.tuning import tune, tuned_alone
 
-Changes = dict[str, Any]
+Floats = npt.NDArray[np.float64]
 _FIGURES = ("auc", "gauc", "logloss", "ne", "ece")
-
-
-class Row(BaseModel):
-    """One row of the table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    change: Changes = {}
-    """What differs from the base recipe, data apart; a changed `name` replaces the whole choice."""
-    joint_of: str | None = None
-    """Take the joint settings that were chosen for this row, because the joint stage is the same, or because
-    a curve should show one change alone."""
-    candidate: bool = False
-    """Whether the row may be chosen as the best on validation."""
-
-
-class Curve(BaseModel):
-    """A figure: macro AUC of some rows over a number."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    label: str
-    """Of the x axis, with its unit."""
-    points: dict[str, float]
-    """Row -> x."""
-
-
-class Plan(BaseModel):
-    """A comparison."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    recipe: str
-    """The base, a file of `training/recipes` without its ending."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    joint: tuple[Changes, ...] = ({},)
-    """Settings of the joint stage to try."""
-    tuning: tuple[Changes, ...] = ({},)
-    """Settings of the tuning stage to try."""
-    rows: Annotated[dict[str, Row], Field(min_length=1)]
-    curves: dict[str, Curve] = {}
-    bars: dict[str, tuple[str, ...]] = {}
-    """Figures of macro AUC: title -> rows."""
-    sizes: tuple[str, ...] = ()
-    """Rows of the figure of macro AUC over a pack's bytes."""
-
-    @classmethod
-    def load(cls, path: Path) -> Plan:
-        """Read a plan.
-
-        Raises:
-            RunError: it cannot be read, or a value is wrong; the text names the place.
-        """
-        try:
-            data = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise RunError(f"cannot read plan {path}: {' '.join(str(error).split())}") from error
-        plan = parse(cls, data, "plan")
-        if strange := [name for name, row in plan.rows.items() if "data" in row.change]:
-            raise RunError(f"plan: rows on other data cannot be compared: {', '.join(strange)}")
-        named = {row.joint_of for row in plan.rows.values()} - {None}
-        named |= {row for curve in plan.curves.values() for row in curve.points}
-        named |= {row for bar in plan.bars.values() for row in bar} | set(plan.sizes)
-        chained = [
-            name
-            for name, row in plan.rows.items()
-            if row.joint_of in plan.rows and plan.rows[row.joint_of].joint_of is not None
-        ]
-        if chained:
-            raise RunError(f"plan: joint_of must name a row that searches for itself: {', '.join(chained)}")
-        if unknown := named - plan.rows.keys():
-            raise RunError(f"plan: there is no row {', '.join(sorted(map(str, unknown)))}")
-        return plan
 
 
 @dataclass(frozen=True)
@@ -115,6 +56,11 @@ class Job:
     folder: Path
     data: Path
     """The folder that `prepare` made."""
+    unseen: Path | None = None
+    """The same of rows whose domains no model has seen."""
+
+
+_Run = Callable[[Mapping[Any, Job], str], dict[Any, dict[str, Any]]]
 
 
 def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,62 +80,48 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 class Comparison:
-    """Runs a plan in a folder."""
+    """Runs a plan in a folder.
 
-    def __init__(self, plan: Plan, folder: Path, data: Path, processes: int, progress: Progress) -> None:
-        self.plan, self.folder = plan, folder
-        self.processes, self.progress = processes, progress
+    Args:
+        plan: what to compare.
+        folder: of the runs and the report.
+        data: of prepared data.
+        processes: runs at a time.
+        progress: shows it.
+        only: rows to run, where not all of them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        data: Path,
+        *,
+        processes: int,
+        progress: Progress,
+        only: Sequence[str] = (),
+    ) -> None:
+        if unknown := set(only) - plan.rows.keys():
+            raise RunError(f"plan: there is no row {', '.join(sorted(unknown))}")
+        self.plan, self.folder, self.data = plan, folder, data
+        self.processes, self.progress, self.only = processes, progress, only
         path = Path(__file__).parent / "recipes" / f"{plan.recipe}.yaml"
-        recipe = Recipe.load(path)
-        self.base = recipe.model_dump(mode="json")
-        # Once for all runs, whose rows must be the same.
-        self.data = prepare(recipe.data.name, recipe.data.options, data).path
+        self.base = Recipe.load(path).model_dump(mode="json")
 
     def __call__(self) -> dict[str, Any]:
         """Search, train, and write `report.json`."""
-        joint = self._search_joint()
-        tuned = self._search_tuning(joint)
-        jobs = {
-            (name, seed): self._job(name, {**tuned[name], "seed": seed})
-            for name in self.plan.rows
-            for seed in self.plan.seeds
-        }
-        found = self._run(jobs, "every seed")
-        report = self._report(tuned, found)
+        if not self.plan.subjects:
+            report = self._subject(None, self.folder)
+        else:
+            found = {name: self._subject(name, self.folder / name) for name in self.plan.subjects}
+            report = {"plan": self.plan.model_dump(mode="json"), "subjects": [*found], **found}
         files.write(self.folder / "report.json", json.dumps(report, indent=1))
         return report
 
-    def _search_joint(self) -> dict[str, Changes]:
-        own = [name for name, row in self.plan.rows.items() if row.joint_of is None]
-        jobs = {
-            (name, at): self._job(
-                name, {"joint": change, "tuning": {"epochs": 0}, "seed": self.plan.seeds[0]}
-            )
-            for name in own
-            for at, change in enumerate(self.plan.joint)
-        }
-        found = self._run(jobs, "joint settings")
-        best = {name: self.plan.joint[_best(found, name, "joint")] for name in own}
-        return {name: best[row.joint_of or name] for name, row in self.plan.rows.items()}
-
-    def _search_tuning(self, joint: Mapping[str, Changes]) -> dict[str, Changes]:
-        jobs = {
-            (name, at): self._job(name, {"joint": joint[name], "tuning": change, "seed": self.plan.seeds[0]})
-            for name in self.plan.rows
-            for at, change in enumerate(self.plan.tuning)
-        }
-        found = self._run(jobs, "tuning settings")
-        return {
-            name: {"joint": joint[name], "tuning": self.plan.tuning[_best(found, name, "pack")]}
-            for name in self.plan.rows
-        }
-
-    def _job(self, name: str, settings: Changes) -> Job:
-        recipe = parse(
-            Recipe, merged(merged(self.base, self.plan.rows[name].change), settings), f"row {name}"
-        )
-        digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
-        return Job(recipe, self.folder / "runs" / digest, self.data)
+    def _subject(self, name: str | None, folder: Path) -> dict[str, Any]:
+        subject = None if name is None else self.plan.subjects[name]
+        one = _Subject(self.plan, subject, self.base, folder, self.data)
+        return one.report(self.only or [*self.plan.rows], self._run)
 
     def _run(self, jobs: Mapping[Any, Job], what: str) -> dict[Any, dict[str, Any]]:
         distinct = {job.folder: job for job in jobs.values()}
@@ -203,10 +135,93 @@ class Comparison:
                 self.progress.advance(bar)
         return {key: done[job.folder] for key, job in jobs.items()}
 
-    def _report(self, chosen: Mapping[str, Changes], found: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
-        rows = {}
-        for name in self.plan.rows:
-            runs = [found[name, seed] for seed in self.plan.seeds]
+
+class _Subject:
+    """A plan on one data set."""
+
+    def __init__(self, plan: Plan, subject: Subject | None, base: Changes, folder: Path, data: Path) -> None:
+        self.plan, self.folder, self.data = plan, folder, data
+        self.thin, self.unseen = (subject.thin, subject.unseen) if subject else ((), None)
+        self.base = base
+        if subject is not None:
+            self.base = merged(_over(base, subject.source), subject.change)
+
+    def report(self, rows: Sequence[str], run: _Run) -> dict[str, Any]:
+        """Search, train, and compare.
+
+        Args:
+            rows: which of the plan's.
+            run: runs jobs, and gives their metrics.
+        """
+        searching = [name for name in rows if not self.plan.rows[name].teacher]
+        joint = self._search_joint(searching, run)
+        found = self._search_tuning(searching, joint, run)
+        chosen = {name: found.get(name, {}) for name in rows}
+        jobs = {
+            (name, seed): self._job(name, {**chosen[name], "seed": seed})
+            for name in rows
+            for seed in self.plan.rows[name].seeds or self.plan.seeds
+        }
+        return self._report(chosen, jobs, run(jobs, "every seed"))
+
+    def _search_joint(self, rows: Sequence[str], run: _Run) -> dict[str, Changes]:
+        own = dict.fromkeys(self.plan.rows[name].joint_of or name for name in rows)
+        jobs = {
+            (name, at): self._job(
+                name, {"joint": change, "tuning": {"epochs": 0}, "seed": self.plan.seeds[0]}
+            )
+            for name in own
+            for at, change in enumerate(self.plan.joint)
+        }
+        found = run(jobs, "joint settings")
+        best = {name: self.plan.joint[_best(found, name, "joint")] for name in own}
+        return {name: best[self.plan.rows[name].joint_of or name] for name in rows}
+
+    def _search_tuning(
+        self, rows: Sequence[str], joint: Mapping[str, Changes], run: _Run
+    ) -> dict[str, Changes]:
+        jobs = {
+            (name, at): self._job(name, {"joint": joint[name], "tuning": change, "seed": self.plan.seeds[0]})
+            for name in rows
+            for at, change in enumerate(self.plan.tuning)
+        }
+        found = run(jobs, "tuning settings")
+        return {
+            name: {"joint": joint[name], "tuning": self.plan.tuning[_best(found, name, "pack")]}
+            for name in rows
+        }
+
+    def _job(self, name: str, settings: Changes) -> Job:
+        row, base = self.plan.rows[name], self.base
+        if row.teacher:
+            if not base["distil"]:
+                raise RunError(f"plan: row {name} is a teacher, and the base recipe distils none")
+            base = base["distil"]["teacher"]
+        elif row.plain:
+            base = {**base, "data": base["data"]["of"]}
+        recipe = parse(Recipe, merged(merged(base, row.change), settings), f"row {name}")
+        prepared = prepare(recipe.data.name, recipe.data.options, self.data)
+        if row.teacher:
+            folder = whole_run(recipe, prepared, self.folder / "runs" / "teachers")
+        else:
+            digest = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
+            folder = self.folder / "runs" / digest
+        return Job(recipe, folder, prepared.path, self._unseen(recipe))
+
+    def _unseen(self, recipe: Recipe) -> Path | None:
+        if self.unseen is None:
+            return None
+        data = recipe.data.model_dump()
+        data = {**data, "of": {**data["of"], **self.unseen}} if "of" in data else {**data, **self.unseen}
+        choice = Choice.model_validate(data)
+        return prepare(choice.name, choice.options, self.data).path
+
+    def _report(
+        self, chosen: Mapping[str, Changes], jobs: Mapping[Any, Job], found: Mapping[Any, dict[str, Any]]
+    ) -> dict[str, Any]:
+        rows: dict[str, Any] = {}
+        for name, settings in chosen.items():
+            runs = [metrics for (row, _), metrics in found.items() if row == name]
             rows[name] = {
                 **{
                     domain: _figures([run["domains"][domain] for run in runs])
@@ -219,9 +234,9 @@ class Comparison:
                 "parameters": runs[0]["parameters"],
                 "parameters_of_domain": runs[0]["parameters_of_domain"],
                 "changed_of_domain": float(np.mean([run["changed_of_domain"] for run in runs])),
-                "settings": chosen[name],
+                "settings": settings,
             }
-        candidates = [name for name, row in self.plan.rows.items() if row.candidate] or list(rows)
+        candidates = [name for name in rows if self.plan.rows[name].candidate] or list(rows)
         return {
             "plan": self.plan.model_dump(mode="json"),
             "seeds": list(self.plan.seeds),
@@ -229,6 +244,80 @@ class Comparison:
             "budget_per_row": {"joint": len(self.plan.joint), "tuning": len(self.plan.tuning)},
             "chosen_on_validation": max(candidates, key=lambda name: rows[name]["valid_macro_auc_mean"]),
             "rows": rows,
+            **(self._paired(rows, jobs) if self.plan.against in rows else {}),
+        }
+
+    def _paired(self, rows: dict[str, Any], jobs: Mapping[Any, Job]) -> dict[str, Any]:
+        """Slices of each row into its figures; and differences with intervals."""
+        test, scores = self._scores(jobs)
+        against = self.plan.against or ""
+        differences: dict[str, Any] = {}
+        for name, row in rows.items():
+            slices = {
+                where: {"auc_mean": float(np.mean(aucs)), "auc_std": _deviation(aucs)}
+                for where in test.slices
+                if (aucs := [test.auc(logit, where) for logit in scores[name]])
+            }
+            row["slices"] = slices
+            if name != against:
+                differences[name] = {
+                    where: asdict(test.interval(scores[name], scores[against], where))
+                    for where in ("macro", "thin domains", "new items")
+                    if where in test.slices
+                }
+        out: dict[str, Any] = {"differences_from": {against: differences}}
+        if self.plan.distilled is not None and {*self.plan.distilled.model_dump().values()} <= rows.keys():
+            out |= _kept(self.plan.distilled, test, scores)
+        if self.unseen is not None:
+            out["unseen"] = self._on_unseen(jobs)
+        return out
+
+    def _scores(self, jobs: Mapping[Any, Job]) -> tuple[paired.Rows, dict[str, list[Floats]]]:
+        """The test rows, and every row's logits of them, seed by seed.
+
+        Raises:
+            RunError: two rows of the table have other test rows.
+        """
+        prepared = Prepared.open(next(iter(jobs.values())).data)
+        test = prepared.split("test").sort("row")
+        scores: dict[str, list[Floats]] = {}
+        for (name, _), job in jobs.items():
+            found = pl.read_parquet(job.folder / "scores.parquet").sort("row")
+            if not found["row"].equals(test["row"]):
+                raise RunError(f"row {name} was tested on other rows than the first one")
+            scores.setdefault(name, []).append(found["logit"].to_numpy())
+        return paired.Rows.of(test, prepared.split("train"), prepared.domains, self.thin), scores
+
+    def _on_unseen(self, jobs: Mapping[Any, Job]) -> dict[str, Any]:
+        """AUC on the test rows of domains that a model has not seen.
+
+        Under its general pack, and under a pack that was tuned on the domain's training rows with everything
+        else frozen, in so many seconds.
+        """
+        out: dict[str, dict[str, dict[str, list[float]]]] = {}
+        for (name, _), job in jobs.items():
+            if job.unseen is None:
+                continue
+            test = Prepared.open(job.unseen).split("test")
+            found = test.select("row", "domain", "label").join(
+                pl.read_parquet(job.folder / "unseen.parquet"), on="row", maintain_order="left"
+            )
+            for (domain,), mine in found.group_by("domain", maintain_order=True):
+                into = out.setdefault(name, {}).setdefault(str(domain), {})
+                for pack in ("general", "tuned"):
+                    value = auc(mine[pack].to_numpy(), mine["label"].to_numpy())
+                    into.setdefault(f"{pack}_auc", []).append(value)
+                into.setdefault("seconds", []).append(float(mine["seconds"][0]))
+        return {
+            name: {
+                domain: {
+                    f"{what}_{which}": figure(values)
+                    for what, values in found.items()
+                    for which, figure in (("mean", lambda each: float(np.mean(each))), ("std", _deviation))
+                }
+                for domain, found in domains.items()
+            }
+            for name, domains in out.items()
         }
 
 
@@ -236,13 +325,81 @@ def _train(job: Job) -> dict[str, Any]:
     """In a process of its own."""
     prepared = Prepared.open(job.data)
     run = Run(job.folder, job.recipe, prepared)
-    if run.metrics is None:
-        with Progress(disable=True) as silent:
-            Fit(job.recipe, prepared, run, silent)()
+    scored = job.unseen is None or (job.folder / "unseen.parquet").exists()
+    if run.metrics is None or not scored:
+        with Progress(disable=True) as silent, alone(job.folder):
+            model = Fit(job.recipe, prepared, run, silent)()
+            if job.unseen is not None:
+                newcomers = _newcomers(model, Prepared.open(job.unseen), job.recipe, silent)
+                files.write(job.folder / "unseen.parquet", newcomers)
     metrics = run.metrics
     if metrics is None:
         raise RunError(f"{job.folder} did not complete")
     return metrics
+
+
+def _newcomers(model: Model, unseen: Prepared, recipe: Recipe, progress: Progress) -> bytes:
+    """Test rows of domains that a model has not seen: `general`, `tuned` and the `seconds` that tuning took.
+
+    Each domain's pack is tuned from the general one on its training rows; everything else is frozen.
+    """
+    loop = Loop(recipe.seed, progress, precision=getattr(torch, recipe.precision))
+    trains = tuned_alone(model.paradigm, recipe.paradigm.name) if recipe.tuning.epochs else None
+    parts = []
+    for domain in unseen.domains:
+        split = {name: unseen.split(name).filter(pl.col("domain") == domain) for name in SPLITS}
+        rows = {
+            name: Rows.encode(
+                frame.with_columns(domain=pl.lit(model.domains[0])), model.schema, model.domains
+            )
+            for name, frame in split.items()
+        }
+        began = time.perf_counter()
+        servable = model.paradigm.servable()
+        servable.load_state_dict(model.pack(None), strict=False)
+        if trains is not None:
+            tune(
+                servable,
+                trains,
+                recipe.tuning,
+                domain=domain,
+                train=rows["train"],
+                valid=rows["valid"],
+                loop=loop,
+                most=model.paradigm.most_rows,
+            )
+        seconds = time.perf_counter() - began
+        tuned = logits(servable, {}, rows["test"], model.paradigm.most_rows).numpy()
+        general = model.calibrated(model.logits(rows["test"], None).numpy(), None)
+        names = {"row": split["test"]["row"], "general": general, "tuned": tuned, "seconds": seconds}
+        parts.append(pl.DataFrame(names))
+    buffer = io.BytesIO()
+    pl.concat(parts).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _over(base: Changes, source: Mapping[str, Any]) -> Changes:
+    """A recipe whose data, and whose teacher's, wrap another source."""
+    out = {**base, "data": {**base["data"], "of": dict(source)}}
+    if base["distil"]:
+        teacher = base["distil"]["teacher"]
+        out["distil"] = {
+            **base["distil"],
+            "teacher": {**teacher, "data": {**teacher["data"], "of": dict(source)}},
+        }
+    return out
+
+
+def _kept(rows: Distilled, test: paired.Rows, scores: Mapping[str, Sequence[Floats]]) -> dict[str, Any]:
+    """What part of the teacher's gain the student keeps; null where the gain is under two standard errors."""
+    gain = test.interval(scores[rows.teacher], scores[rows.without], "macro")
+    own = test.interval(scores[rows.student], scores[rows.without], "macro")
+    sure = gain.difference > 2 * gain.error
+    return {
+        "teacher_gain": asdict(gain),
+        "student_gain": asdict(own),
+        "kept_share": own.difference / gain.difference if sure else None,
+    }
 
 
 def _best(found: Mapping[Any, dict[str, Any]], name: str, which: str) -> int:
@@ -265,4 +422,8 @@ def _figures(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, flo
 def _add(out: dict[str, float], name: str, values: Iterable[float]) -> None:
     listed = np.array(list(values))
     out[f"{name}_mean"] = float(listed.mean())
-    out[f"{name}_std"] = float(listed.std(ddof=1)) if len(listed) > 1 else 0.0
+    out[f"{name}_std"] = _deviation(listed)
+
+
+def _deviation(values: Sequence[float] | Floats) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -32,6 +32,20 @@ class Labelled:
         return cls(Rows.encode(frame, prepared.schema, prepared.domains), users(frame))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What rows come to under their packs."""
+
+    report: dict[str, Any]
+    """`{domains: {<domain>: {pack, uncalibrated, joint, general}}, macro: {pack, ...}}`, each with the
+    fields of `Quality`: as served; before calibration; under the pack that the stages over all domains
+    left, calibrated; and under the general pack."""
+    logit: npt.NDArray[np.float64]
+    """(n,), as served."""
+    general: npt.NDArray[np.float64]
+    """(n,), as the general pack serves."""
+
+
 def users(frame: pl.DataFrame) -> npt.NDArray[np.int64]:
     """(n,) a number for each row's user, below 0 where none is known."""
     if "user.id" not in frame:
@@ -48,41 +62,34 @@ def calibrate(model: Model, valid: Rows) -> dict[str | None, tuple[float, float]
     return found
 
 
-def evaluate(model: Model, data: Labelled, valid: Rows) -> dict[str, Any]:
+def evaluate(model: Model, data: Labelled, valid: Rows) -> Evaluation:
     """Quality of every domain's rows.
 
     Args:
         model: trained and calibrated.
         data: what to evaluate on.
         valid: validation rows, which calibrate what `joint` reports.
-
-    Returns:
-        `{domains: {<domain>: {pack, uncalibrated, joint, general}}, macro: {pack, ...}}`, each with the
-        fields of `Quality`: as served; before calibration; under the pack that the stages over all domains
-        left, calibrated; and under the general pack.
     """
     domains: dict[str, dict[str, Any]] = {}
-    servable = model.paradigm.servable()
+    served, general = np.zeros(len(data.rows)), np.zeros(len(data.rows))
+    servable, most = model.paradigm.servable(), model.paradigm.most_rows
     for at, domain in enumerate(model.domains):
         mine = data.rows.domain == at
         own, user = data.rows[mine], data.user[mine.numpy()]
         label = own.label.numpy()
         raw = model.logits(own, domain).numpy()
-        joint = model.paradigm.pack(at)
-        own_valid = valid.of(at)
-        a, b = platt(logits(servable, joint, own_valid).numpy(), own_valid.label.numpy())
-        scores = {
-            "pack": model.calibrated(raw, domain),
-            "uncalibrated": raw,
-            "joint": a * logits(servable, joint, own).numpy() + b,
-            "general": model.calibrated(model.logits(own, None).numpy(), None),
-        }
+        scores = {"pack": model.calibrated(raw, domain), "uncalibrated": raw}
+        scores["joint"] = scores["pack"]
+        if domain in model.tuned:
+            joint, own_valid = model.paradigm.pack(at), valid.of(at)
+            a, b = platt(logits(servable, joint, own_valid, most).numpy(), own_valid.label.numpy())
+            scores["joint"] = a * logits(servable, joint, own, most).numpy() + b
+        scores["general"] = model.calibrated(model.logits(own, None).numpy(), None)
+        served[mine.numpy()], general[mine.numpy()] = scores["pack"], scores["general"]
         domains[domain] = {name: asdict(quality(score, label, user)) for name, score in scores.items()}
     names = next(iter(domains.values()))
-    return {
-        "domains": domains,
-        "macro": {name: _mean(found[name] for found in domains.values()) for name in names},
-    }
+    macro = {name: _mean(found[name] for found in domains.values()) for name in names}
+    return Evaluation({"domains": domains, "macro": macro}, served, general)
 
 
 def _mean(found: Iterable[dict[str, float]]) -> dict[str, float]:

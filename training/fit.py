@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.tensorboard import SummaryWriter
 
@@ -17,6 +19,7 @@ from service.contract.errors import RunError
 from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, Split
+from training.distil import Student, Targets
 from training.evaluation import Labelled, calibrate, evaluate
 from training.loop import Journal, Loop, Pass
 from training.metrics import auc, logloss
@@ -25,6 +28,8 @@ from training.recipe import Recipe
 from training.stages import Stage
 from training.tuning import tune
 
+_AT_WORK = 20
+"""How many times longer a stage works than it saves, at least."""
 SAVE_EVERY = 5.0
 """Seconds between two savings of a stage's state: what a kill can cost, and a hundred small domains should
 not wait for the disk after each epoch."""
@@ -36,7 +41,7 @@ class _RunJournal(Journal):
     def __init__(self, run: Run, board: SummaryWriter) -> None:
         self.run, self.board = run, board
         self.log = run.logged()
-        self.saved = 0.0
+        self.next = 0.0
 
     def resume(self, key: str) -> Mapping[str, Any] | None:
         """From the run's saved state."""
@@ -45,7 +50,7 @@ class _RunJournal(Journal):
     def begin(self, key: str, epoch: int) -> None:
         """What a killed run logged after it last saved is trained, and logged, again."""
         self.log = [line for line in self.log if line["stage"] != key or line["epoch"] <= epoch]
-        self.saved = time.monotonic()
+        self.next = time.monotonic() + SAVE_EVERY
 
     def note(self, line: Mapping[str, Any]) -> None:
         """To the log and to TensorBoard."""
@@ -54,14 +59,16 @@ class _RunJournal(Journal):
             self.board.add_scalar(f"{line['stage']}/{name}", line[name], line["epoch"])
 
     def due(self) -> bool:
-        """Every few seconds."""
-        return time.monotonic() - self.saved >= SAVE_EVERY
+        """Every few seconds; less often where saving takes long."""
+        return time.monotonic() >= self.next
 
     def save(self, state: Mapping[str, Any]) -> None:
         """The log first, so that it is never behind the state."""
+        began = time.monotonic()
         self.run.log(self.log)
         self.run.save_state(state)
-        self.saved = time.monotonic()
+        ended = time.monotonic()
+        self.next = ended + max(SAVE_EVERY, _AT_WORK * (ended - began))
 
     def end(self) -> None:
         """The log is on disk."""
@@ -75,19 +82,43 @@ class Fit:
     resumed ends with the same weights, bit by bit, as one that was not.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, run: Run, progress: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, prepared: Prepared, run: Run, progress: Progress, train: Rows | None = None
+    ) -> None:
         torch.set_num_threads(recipe.threads)
         self.recipe, self.prepared, self.run, self.progress = recipe, prepared, run, progress
         if unknown := recipe.tuning.lr_of.keys() - set(prepared.domains):
             raise RunError(f"tuning.lr_of names domains that do not exist: {', '.join(sorted(unknown))}")
         self.model = build(recipe, prepared.schema, prepared.domains)
+        self.device = device_of(recipe)
+        self.model.paradigm.to(self.device)
         if sum(stage.rows == "each domain" for stage in self.model.paradigm.stages()) > 1:
             raise RunError(f"paradigm {recipe.paradigm.name} has more than one stage over each domain")
-        self.train, self.valid = (self._rows(split) for split in ("train", "valid"))
-        self.loop = Loop(recipe.seed, progress)
+        self.given, self.valid = train, self._rows("valid")
+        self.loop = Loop(recipe.seed, progress, precision=getattr(torch, recipe.precision))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Rows to train on, with a teacher's targets where the recipe has one."""
+        if self.given is not None:
+            return self.given
+        rows = self._rows("train")
+        if self.recipe.distil is None:
+            return rows
+        teachers, data = self.run.folder.parent / "teachers", self.prepared.path.parent
+        targets = Targets.make(self.recipe.distil, self.recipe.seed, teachers, data, self.progress)
+        return replace(rows, target=targets.of(self.prepared.split("train")))
 
     def __call__(self) -> Model:
         """Train what is not trained yet, evaluate, and return the model."""
+        if self.run.metrics is None:
+            self.train()
+            self._finish()
+        self.run.restore(self.model)
+        return self.model
+
+    def train(self) -> Model:
+        """Train what is not trained yet."""
         if self.run.metrics is None:
             stages = self.model.paradigm.stages()
             joint = [stage.name for stage in stages if stage.rows == "all domains"]
@@ -100,9 +131,7 @@ class Fit:
                         self._each_domain(stage)
                     elif done is None or joint.index(stage.name) > joint.index(done):
                         self._all_domains(stage)
-            # What is evaluated is what was saved, and so what will be exported.
-            self.run.restore(self.model)
-            self._finish()
+        # What is evaluated is what was saved, and so what will be exported.
         self.run.restore(self.model)
         return self.model
 
@@ -119,36 +148,50 @@ class Fit:
             "parameters_of_domain": self.model.parameters_of_domain(),
             "changed_of_domain": self.model.changed_of_domain(),
         }
-        self.run.finish({**test, "valid": valid, **sizes})
+        self.run.save_scores(self.prepared.split("test")["row"], test.logit, test.general)
+        self.run.finish({**test.report, "valid": valid.report, **sizes})
 
     def _rows(self, split: Split) -> Rows:
         return Rows.encode(self.prepared.split(split), self.prepared.schema, self.prepared.domains)
 
     def _all_domains(self, stage: Stage) -> None:
-        paradigm, general = self.model.paradigm, len(self.model.domains)
+        paradigm, general, distil = self.model.paradigm, len(self.model.domains), self.recipe.distil
+        torch.manual_seed(self.recipe.seed)
+        student = None if distil is None else Student(paradigm, distil)
 
         def loss(rows: Rows) -> Tensor:
             # Rows are shuffled, so the first tenth, repeated under the general domain, makes an unbiased
             # estimate of a loss that weighs all rows' general logits by a tenth: at a tenth of its cost.
-            part = rows[: round(self.recipe.general_share * len(rows))]
-            both = rows.joined(part.under(general)) if len(part) else rows
-            total = binary_cross_entropy_with_logits(paradigm(both), both.label, reduction="sum")
-            return total / len(rows)
+            part = rows[: round(self.recipe.general_share * len(rows))].under(general)
+            if student is not None:
+                total = student.loss(rows, part)
+            else:
+                label = torch.cat([rows.label, part.label])
+                logits = paradigm.both(rows, part)
+                total = binary_cross_entropy_with_logits(logits, label, reduction="sum") / len(rows)
+            extra = paradigm.extra(rows)
+            return total if extra is None else total + extra
 
         def score() -> float:
-            found = joint_logits(paradigm, self.valid).numpy()
+            found = joint_logits(paradigm, valid).numpy()
             label, domain = self.valid.label.numpy(), self.valid.domain.numpy()
             aucs = np.array([auc(found[domain == at], label[domain == at]) for at in range(general)])
             defined = aucs[~np.isnan(aucs)]
             return float(defined.mean()) if len(defined) else -logloss(found, label)
 
-        self.loop(Pass(stage.name, paradigm, stage.trains, self.recipe.joint, self.train, loss, score))
+        train, valid = self.rows.to(self.device), self.valid.to(self.device)
+        module: nn.Module = paradigm
+        trains = stage.trains
+        if student is not None:
+            module = student.to(self.device)
+            trains = frozenset({f"paradigm.{name}" for name in trains} | student.own)
+        self.loop(Pass(stage.name, module, trains, self.recipe.joint, train, loss, score, paradigm.batches))
         self.run.save_weights(stage.name, paradigm.state_dict())
 
     def _each_domain(self, stage: Stage) -> None:
         for at, domain in enumerate(self.model.domains):
             if domain not in self.model.tuned:
-                self._tune(stage, domain, self.train.of(at), self.valid.of(at))
+                self._tune(stage, domain, self.rows.of(at), self.valid.of(at))
 
     def _tune(self, stage: Stage, domain: str, train: Rows, valid: Rows) -> None:
         """Train a domain's pack on its rows, from the pack it has; nothing shared moves."""
@@ -163,8 +206,22 @@ class Fit:
             valid=valid,
             loop=self.loop,
             stage=stage.name,
+            distil=self.recipe.distil,
+            most=self.model.paradigm.most_rows,
         )
         tensors = servable.state_dict()
         owned = sorted(self.model.paradigm.owned)
         self.model.tuned[domain] = {name: tensors[name].clone() for name in owned}
         self.run.save_domain(domain, self.model.tuned[domain])
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Where a recipe's model is trained.
+
+    Raises:
+        RunError: it wants a GPU, and there is none.
+    """
+    found = torch.cuda.is_available()
+    if recipe.device == "cuda" and not found:
+        raise RunError("the recipe's device is cuda, and torch finds none")
+    return torch.device("cuda" if found and recipe.device != "cpu" else "cpu")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 from training.data.batches import Rows
 from training.recipe import Optimisation
 from training.stages import train_mode, training_only
+
+
+def in_any_order(rows: Rows, size: int, seed: int) -> Iterator[Rows]:
+    """Batches of shuffled rows."""
+    return rows.shuffled(seed).batches(size)
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,8 @@ class Pass:
     loss: Callable[[Rows], Tensor]
     score: Callable[[], float]
     """AUC on validation, to choose the epoch by; minus the log loss where one class is missing."""
+    batches: Callable[[Rows, int, int], Iterator[Rows]] = in_any_order
+    """An epoch's batches of some size, in an order that a seed decides."""
     pull_to_start: bool = False
     """L2 draws a parameter to where it started instead of to zero: rows of a table that no batch touches
     then keep their bits."""
@@ -55,7 +63,7 @@ class Journal:
         return None
 
     def begin(self, key: str, epoch: int) -> None:
-        """The pass `key` begins, or goes on, after `epoch`."""
+        """The pass `key` begins, or goes on, after so many whole epochs."""
 
     def note(self, line: Mapping[str, Any]) -> None:
         """An epoch is done: its `stage`, `epoch`, `loss`, `valid_auc` and `seconds`."""
@@ -71,14 +79,38 @@ class Journal:
         """The pass is complete."""
 
 
+@dataclass
+class Standing:
+    """How far a pass has come."""
+
+    epoch: int
+    """Whole ones."""
+    best_epoch: int
+    best_score: float
+    best: dict[str, Tensor]
+    steps: int = 0
+    """Of the epoch that runs."""
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """Of their losses."""
+    generators: tuple[Tensor, ...] = ()
+    """Where the random numbers of the epoch that runs stand."""
+
+
 class Loop:
     """Adam with early stopping.
 
-    Batches and dropout follow from the seed, the pass's key and the epoch alone.
+    Batches and dropout follow from the seed, the pass's key and the epoch alone. Matrices are multiplied in
+    `precision`, where the module is.
     """
 
-    def __init__(self, seed: int, progress: Progress, journal: Journal | None = None) -> None:
-        self.seed, self.progress = seed, progress
+    def __init__(
+        self,
+        seed: int,
+        progress: Progress,
+        journal: Journal | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.seed, self.progress, self.precision = seed, progress, precision
         self.journal = journal or Journal()
 
     def __call__(self, work: Pass) -> Outcome:
@@ -89,81 +121,134 @@ class Loop:
         module, options, journal = work.module, work.options, self.journal
         moving = work.trains | {name for name, _ in module.named_buffers()}
         with training_only(module, work.trains) as parameters:
-            l2 = 0.0 if work.pull_to_start else options.l2
-            optimiser = torch.optim.Adam(parameters, lr=options.lr, weight_decay=l2, fused=True)
+            optimiser = torch.optim.Adam(
+                parameters,
+                lr=options.lr,
+                weight_decay=options.decay or (0.0 if work.pull_to_start else options.l2),
+                decoupled_weight_decay=options.decay > 0,
+                fused=True,
+            )
+            start = [parameter.detach().clone() for parameter in parameters] if work.pull_to_start else []
             state = journal.resume(work.key)
             if state is None:
-                start = [parameter.detach().clone() for parameter in parameters]
-                best = _tensors(module, moving)
-                epoch, best_epoch, best_score = 0, 0, work.score()
+                at = Standing(0, 0, self._score(work), _tensors(module, moving))
             else:
-                start, best = state["start"], state["best"]
-                epoch, best_epoch, best_score = state["epoch"], state["best_epoch"], state["best_score"]
+                start, at = state["start"], Standing(**state["standing"])
                 module.load_state_dict(state["module"], strict=False)
                 optimiser.load_state_dict(state["optimiser"])
-            journal.begin(work.key, epoch)
-            bar = self.progress.add_task(work.key, total=options.epochs, completed=epoch)
-            while epoch < options.epochs and epoch - best_epoch < options.patience:
-                epoch += 1
+
+            def save() -> None:
+                journal.save(
+                    {
+                        "key": work.key,
+                        "standing": vars(at) | {"generators": _generators(module) if at.steps else ()},
+                        "start": start,
+                        "module": _tensors(module, moving),
+                        "optimiser": optimiser.state_dict(),
+                    }
+                )
+
+            journal.begin(work.key, at.epoch)
+            bar = self.progress.add_task(work.key, total=options.epochs, completed=at.epoch)
+            while at.epoch < options.epochs and at.epoch - at.best_epoch < options.patience:
                 began = time.perf_counter()
-                loss = self.epoch(work, epoch, optimiser, start)
+                for _ in self.steps(work, at, optimiser, start):
+                    if journal.due():
+                        save()
+                        self.progress.update(bar, completed=at.epoch + at.steps / _steps_of(work))
+                loss = float(at.total) / max(at.steps, 1)
                 seconds = round(time.perf_counter() - began, 3)
-                found = work.score()
+                at.epoch, at.steps, at.total, at.generators = at.epoch + 1, 0, torch.zeros(()), ()
+                found = self._score(work)
                 # Not a number without validation rows: nothing can be chosen, and the last epoch stays.
-                if found > best_score or math.isnan(best_score):
-                    best_epoch, best_score, best = epoch, found, _tensors(module, moving)
-                line = {"stage": work.key, "epoch": epoch, "loss": loss, "valid_auc": found}
+                if found > at.best_score or math.isnan(at.best_score):
+                    at.best_epoch, at.best_score, at.best = at.epoch, found, _tensors(module, moving)
+                line = {"stage": work.key, "epoch": at.epoch, "loss": loss, "valid_auc": found}
                 journal.note({**line, "seconds": seconds})
                 if journal.due():
-                    journal.save(
-                        {
-                            "key": work.key,
-                            "epoch": epoch,
-                            "best_epoch": best_epoch,
-                            "best_score": best_score,
-                            "start": start,
-                            "best": best,
-                            "module": _tensors(module, moving),
-                            "optimiser": optimiser.state_dict(),
-                        }
-                    )
+                    save()
                 self.progress.update(
                     bar,
-                    completed=epoch,
-                    description=f"{work.key}: AUC {best_score:.4f} at epoch {best_epoch}",
+                    completed=at.epoch,
+                    description=f"{work.key}: AUC {at.best_score:.4f} at epoch {at.best_epoch}",
                 )
-            module.load_state_dict(best, strict=False)
+            module.load_state_dict(at.best, strict=False)
             journal.end()
-            self.progress.update(bar, total=max(epoch, 1), completed=max(epoch, 1))
-        return Outcome(epoch, best_epoch, best_score)
+            self.progress.update(bar, total=max(at.epoch, 1), completed=max(at.epoch, 1))
+        return Outcome(at.epoch, at.best_epoch, at.best_score)
 
-    def epoch(
-        self, work: Pass, epoch: int, optimiser: torch.optim.Optimizer, start: Sequence[Tensor]
-    ) -> float:
-        """One pass over the rows; returns the mean loss of its batches."""
-        text = f"{self.seed}/{work.key}/{epoch}"
+    def steps(
+        self, work: Pass, at: Standing, optimiser: torch.optim.Optimizer, start: Sequence[Tensor]
+    ) -> Iterator[None]:
+        """The steps of an epoch that are not done yet, one at a time."""
+        options = work.options
+        text = f"{self.seed}/{work.key}/{at.epoch + 1}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
         torch.manual_seed(seed)
+        _resume(at.generators)
         train_mode(work.module)
         normalised = any(isinstance(m, nn.BatchNorm1d) and m.training for m in work.module.modules())
         parameters = optimiser.param_groups[0]["params"]
-        total, batches = torch.zeros(()), 0
-        steps = len(work.rows) / work.options.batch  # an epoch's
-        for batch in work.rows.shuffled(seed).batches(work.options.batch):
+        batches = work.batches(work.rows, options.batch, seed)
+        for batch in islice(batches, at.steps, None):
             if len(batch) == 1 and normalised:
                 continue  # a BatchNorm has no statistics of one row
             optimiser.zero_grad()
-            loss = work.loss(batch)
-            torch.autograd.backward(loss)
-            if work.pull_to_start and work.options.l2:
+            for part in batch.batches(math.ceil(len(batch) / options.accumulate)):
+                with self._precision(work.module):
+                    loss = work.loss(part)
+                if len(part) < len(batch):
+                    loss = loss * (len(part) / len(batch))
+                torch.autograd.backward(loss)
+                at.total = at.total.to(loss.device) + loss.detach()
+            if work.pull_to_start and options.l2:
                 for parameter, origin in zip(parameters, start, strict=True):
-                    parameter.grad.add_(parameter.detach() - origin, alpha=work.options.l2)
-            if work.options.schedule == "linear":
-                done = (epoch - 1 + batches / steps) / work.options.epochs
-                optimiser.param_groups[0]["lr"] = work.options.lr * max(1 - done, 0.0)
+                    parameter.grad.add_(parameter.detach() - origin, alpha=options.l2)
+            if options.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, options.clip)
+            done = (at.epoch + at.steps / _steps_of(work)) / options.epochs
+            optimiser.param_groups[0]["lr"] = options.lr * _share(options, done)
             optimiser.step()
-            total, batches = total + loss.detach(), batches + 1
-        return float(total / max(batches, 1))
+            at.steps += 1
+            yield
+
+    def _score(self, work: Pass) -> float:
+        with self._precision(work.module):
+            return work.score()
+
+    def _precision(self, module: nn.Module) -> torch.autocast:
+        reduced = self.precision != torch.float32
+        return torch.autocast(device(module).type, self.precision, enabled=reduced)
+
+
+def device(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device
+
+
+def _steps_of(work: Pass) -> float:
+    """An epoch's steps; the last one may be a part."""
+    return len(work.rows) / work.options.batch
+
+
+def _share(options: Optimisation, done: float) -> float:
+    """What part of its full value the learning rate has when a share of the epochs is done."""
+    if done < options.warmup:
+        return done / options.warmup
+    return 1.0 if options.schedule == "constant" else max((1 - done) / (1 - options.warmup), 0.0)
+
+
+def _generators(module: nn.Module) -> tuple[Tensor, ...]:
+    """Where the generators of random numbers stand: the CPU's, and the module's device's."""
+    at = device(module)
+    return torch.get_rng_state(), *([torch.cuda.get_rng_state(at)] if at.type == "cuda" else [])
+
+
+def _resume(generators: Sequence[Tensor]) -> None:
+    if generators:
+        torch.set_rng_state(generators[0])
+    if len(generators) > 1:
+        torch.cuda.set_rng_state(generators[1])
 
 
 def _tensors(module: nn.Module, names: Set[str]) -> dict[str, Tensor]:

@@ -17,8 +17,6 @@ from training.data.batches import Rows
 from training.paradigms._protocol import Pack, Paradigm
 from training.recipe import Recipe, parse
 
-EVALUATION_BATCH = 8192
-
 
 @dataclass
 class Model:
@@ -59,7 +57,7 @@ class Model:
 
     def logits(self, rows: Rows, domain: str | None) -> Tensor:
         """Logits (n,) of rows under a domain's pack."""
-        return logits(self.paradigm.servable(), self.pack(domain), rows)
+        return logits(self.paradigm.servable(), self.pack(domain), rows, self.paradigm.most_rows)
 
     def calibrated(self, logit: npt.NDArray[np.float32], domain: str | None) -> npt.NDArray[np.float64]:
         """Logits (n,) as they are served."""
@@ -85,18 +83,19 @@ def build(recipe: Recipe, schema: FeatureSchema, domains: Sequence[str]) -> Mode
 
 
 @torch.inference_mode()
-def logits(servable: nn.Module, pack: Mapping[str, Tensor], rows: Rows) -> Tensor:
-    """Logits (n,) of rows under a pack; the servable itself is left as it is."""
+def logits(servable: nn.Module, pack: Mapping[str, Tensor], rows: Rows, most: int = 8192) -> Tensor:
+    """Logits (n,) of rows under a pack, `most` at a time; the servable itself is left as it is."""
     servable.eval()
+    at = next(servable.parameters()).device
+    tensors = {name: tensor.to(at) for name, tensor in pack.items()}
     parts = [
-        torch.func.functional_call(servable, dict(pack), batch.arrays)
-        for batch in rows.batches(EVALUATION_BATCH)
+        torch.func.functional_call(servable, tensors, batch.to(at).arrays) for batch in rows.batches(most)
     ]
-    return torch.cat(parts) if parts else torch.empty(0)
+    return torch.cat(parts).float().cpu() if parts else torch.empty(0)
 
 
 @torch.inference_mode()
 def joint_logits(paradigm: Paradigm, rows: Rows) -> Tensor:
     """Logits (n,) of rows, each under its own domain."""
     paradigm.eval()
-    return torch.cat([paradigm(batch) for batch in rows.batches(EVALUATION_BATCH)])
+    return torch.cat([paradigm(batch) for batch in rows.batches(paradigm.most_rows)]).float().cpu()

@@ -14,8 +14,9 @@ import polars as pl
 import torch
 
 from service.contract.errors import RunError
+from service.contract.field import OOV, Field
 from service.contract.items import ItemTable
-from service.contract.schema import OOV, FeatureSchema, Field, Inputs
+from service.contract.schema import FeatureSchema, Inputs
 from training.data.batches import Rows
 from training.data.prepare import BY_TIME, SPLITS, Split, as_column
 from training.evaluation import Labelled, users
@@ -62,10 +63,10 @@ def read(path: Path, schema: FeatureSchema, items: ItemTable, seed: int) -> Newc
         RunError: the file cannot be read, or does not hold a domain's rows; the text is one line.
         SchemaError: a value does not fit its field.
     """
-    frame = _opened(path)
+    frame = _rows(path)
     label, ids = _label(frame, path), _ids(frame, items, path)
     fields = {slot.field.key: slot.field for slot in schema.slots.values()}
-    given = {key: _typed(frame[key], field) for key, field in fields.items() if key in frame}
+    given = {key: typed(frame[key], field) for key, field in fields.items() if key in frame}
     user = users(frame)
     time = _time(frame["time"]) if "time" in frame else None
     at = _places(items, ids)
@@ -106,18 +107,24 @@ def split(rows: int, time: npt.NDArray[np.float64] | None, seed: int) -> tuple[I
     return np.flatnonzero(early), np.flatnonzero(~early & ~late), np.flatnonzero(late)
 
 
-def _opened(path: Path) -> pl.DataFrame:
-    readers = {
-        ".parquet": pl.read_parquet,
-        # All of it as text: what a value is, the schema says.
-        ".csv": lambda file: pl.read_csv(file, infer_schema=False),
-    }
+def opened(path: Path) -> pl.DataFrame:
+    """A Parquet or CSV file; of the latter all is text: what a value is, the schema says.
+
+    Raises:
+        RunError: it is neither, or cannot be read.
+    """
+    readers = {".parquet": pl.read_parquet, ".csv": lambda file: pl.read_csv(file, infer_schema=False)}
     if path.suffix not in readers:
         raise RunError(f"{path} is neither a .parquet nor a .csv file")
     try:
         frame: pl.DataFrame = readers[path.suffix](path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+    return frame
+
+
+def _rows(path: Path) -> pl.DataFrame:
+    frame = opened(path)
     if missing := [name for name in ("label", "item.id") if name not in frame]:
         raise RunError(f"{path} has no column {' and no column '.join(missing)}")
     if nested := [name for name in _OWN if name in frame and frame[name].dtype.is_nested()]:
@@ -137,7 +144,7 @@ def _label(frame: pl.DataFrame, path: Path) -> npt.NDArray[np.float32]:
 
 def _ids(frame: pl.DataFrame, items: ItemTable, path: Path) -> pl.Series:
     kind: Literal["int", "str"] = "int" if items.dtype == "int" else "str"
-    ids = _typed(frame["item.id"], Field(name="id", owner="item", kind="hashed", buckets=1, dtype=kind))
+    ids = typed(frame["item.id"], Field(name="id", owner="item", kind="hashed", buckets=1, dtype=kind))
     if missing := ids.null_count():
         raise RunError(f"{path}: {missing:,} rows have no item.id")
     if not (ids.dtype.is_integer() if kind == "int" else ids.dtype == pl.String):
@@ -191,7 +198,7 @@ def _unseen(schema: FeatureSchema, item: Inputs) -> float:
     return float((item.ids[:, slot.at.start] == slot.offset + OOV).mean())
 
 
-def _typed(column: pl.Series, field: Field) -> pl.Series:
+def typed(column: pl.Series, field: Field) -> pl.Series:
     """A column as the field wants it, where nothing is lost by that; else as it is, for the field to refuse.
 
     Raises:
@@ -199,29 +206,33 @@ def _typed(column: pl.Series, field: Field) -> pl.Series:
     """
     if column.dtype in {pl.Categorical, pl.Enum}:
         column = column.cast(pl.String)
-    if column.dtype == pl.Null or (column.dtype.is_nested() and not field.multiple):
+    if column.dtype == pl.Null or (column.dtype.is_nested() and not _takes_lists(field)):
         return column
-    if field.multiple and column.dtype == pl.String:
+    if _takes_lists(field) and column.dtype == pl.String:
         column = column.str.split(_LIST)
-    if field.kind == "number" or field.dtype == "int":
+    if field.numeric or field.dtype == "int":
         column = _parsed(column, field)
     if column.dtype.is_float():
         column = column.fill_nan(None)  # how files of floats say that nothing is known
-        if field.kind != "number" and (column.drop_nulls() % 1 == 0).all():
+        if not field.numeric and (column.drop_nulls() % 1 == 0).all():
             column = column.cast(pl.Int64, strict=False)
     return column
 
 
 def _parsed(column: pl.Series, field: Field) -> pl.Series:
     """Text to numbers."""
-    wanted = pl.Float64 if field.kind == "number" else pl.Int64
-    dtype: pl.DataType | type[pl.DataType] = pl.List(wanted) if field.multiple else wanted
+    wanted = pl.Float64 if field.numeric else pl.Int64
+    dtype: pl.DataType | type[pl.DataType] = pl.List(wanted) if _takes_lists(field) else wanted
     if column.dtype not in {pl.String, pl.List(pl.String)}:
         return column
     try:
         return column.cast(dtype)
     except pl.exceptions.PolarsError:
         raise RunError(f"column {field.key} has text where a number belongs") from None
+
+
+def _takes_lists(field: Field) -> bool:
+    return field.multiple is not None or field.size is not None
 
 
 def _remarks(frame: pl.DataFrame, fields: Mapping[str, Field]) -> tuple[str, ...]:

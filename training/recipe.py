@@ -40,8 +40,16 @@ class Optimisation(BaseModel):
     lr: Annotated[float, Field(gt=0)] = 2e-3
     l2: Annotated[float, Field(ge=0)] = 1e-5
     """Towards zero in a stage over all domains, towards the stage's start in one over each domain."""
+    decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled from the gradient (AdamW): each step shrinks a parameter by so much times the rate."""
     schedule: Literal["constant", "linear"] = "constant"
     """Of the learning rate; linear goes down to zero over `epochs`."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Over this share of all steps, the first ones, the learning rate rises from zero."""
+    accumulate: Positive = 1
+    """A step's batch is computed in so many parts, one after the other, to fit into memory."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """The norm that a step's gradient is cut to."""
     patience: Positive = 5
     """Stop after so many epochs without a better AUC (macro, or the domain's)."""
 
@@ -53,6 +61,25 @@ class Tuning(Optimisation):
     """Learning rates of single domains, where one does not suit all."""
 
 
+class Distil(BaseModel):
+    """What a student learns from a teacher (`training.distil`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    teacher: dict[str, Any]
+    """The teacher's recipe; its data is a source over the same rows as the student's."""
+    folds: Annotated[int, Field(ge=2)] = 2
+    """A row's target comes from a teacher trained without that row's part of so many."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """a: of the loss against the teacher's logit; the click itself has 1 - a."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T, which divides both logits."""
+    representation: Annotated[float, Field(ge=0)] = 0.1
+    """b: of the distance between the student's hidden units and the teacher's representation."""
+    size: Positive = 16
+    """r: to how many numbers a representation is projected."""
+
+
 class Recipe(BaseModel):
     """Data, model, optimisation and seed of a run."""
 
@@ -62,15 +89,20 @@ class Recipe(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Positive = 1
     """Of the CPU. One, so that a run repeats bit by bit on a machine with more cores."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where the model is while it is trained and evaluated; auto is a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of products of matrices and what follows from them; parameters and losses stay float32."""
     data: Choice
     dim: Positive = 16
     """K."""
-    backbone: Choice
+    backbone: Choice = Choice(name="deepfm")
     paradigm: Choice
     general_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Weight of the loss of all rows under the general domain, beside that of their own."""
     joint: Optimisation = Optimisation()
     tuning: Tuning = Tuning()
+    distil: Distil | None = None
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Recipe:

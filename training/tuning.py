@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from service.contract.errors import RunError
 from training.data.batches import Rows
-from training.loop import Loop, Outcome, Pass
+from training.loop import Loop, Outcome, Pass, device
+from training.losses import click
 from training.metrics import auc, logloss
 from training.model import logits
 from training.paradigms._protocol import Paradigm
-from training.recipe import Tuning
+from training.recipe import Distil, Tuning
 
 
 def tune(
@@ -26,6 +26,8 @@ def tune(
     valid: Rows,
     loop: Loop,
     stage: str = "tuning",
+    distil: Distil | None = None,
+    most: int = 8192,
 ) -> Outcome:
     """Train a servable on one domain's rows, from the pack that it has.
 
@@ -38,14 +40,17 @@ def tune(
         valid: its validation rows, to choose the epoch by.
         loop: what runs it.
         stage: the stage's name.
+        distil: how rows with a target teach.
+        most: how many rows are scored at a time.
     """
     options = options.model_copy(update={"lr": options.lr_of.get(domain, options.lr)})
+    train = train.to(device(servable))
 
     def loss(rows: Rows) -> Tensor:
-        return binary_cross_entropy_with_logits(servable(*rows.arrays), rows.label)
+        return click(servable(*rows.arrays), rows, distil).mean()
 
     def score() -> float:
-        found, label = logits(servable, {}, valid).numpy(), valid.label.numpy()
+        found, label = logits(servable, {}, valid, most).numpy(), valid.label.numpy()
         measured = auc(found, label)
         return -logloss(found, label) if math.isnan(measured) else measured
 

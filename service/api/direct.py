@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from service.admission import Admission
 from service.api import bodies
 from service.api.requests import request_id
 from service.contract.errors import Overloaded
+from service.contract.field import Column
 from service.features import Ids
 from service.runtime import Runtime
 from service.scoring import Ranking
@@ -46,7 +47,7 @@ class Asked:
     user: Mapping[str, Any]
     context: Mapping[str, Any]
     ids: Ids
-    items: Mapping[str, Sequence[Any]]
+    items: Mapping[str, Column]
     top_k: int | None
     options: Any = None
     """What the answer's form depends on."""
@@ -204,6 +205,8 @@ class Direct(ABC):
     ) -> Answer:
         headers, body = self.encode(asked, ranking, name)
         record["pack"], record["candidates"] = ranking.pack, len(asked.ids)
+        if ranking.items is not None:
+            record["items"] = ranking.items
         self._runtime.observe(ranking, len(asked.ids))
         arrived, began = moments
         timing = (

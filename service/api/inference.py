@@ -25,7 +25,7 @@ from service.api.oip_schemas import (
 from service.api.tensors import BYTES, NUMBERS, Malformed, TensorError, Values
 from service.contract.bundle import Bundle
 from service.contract.errors import InvalidRequest, Place
-from service.contract.schema import Field
+from service.contract.field import Column, Field
 from service.scoring import Ranking
 
 IDS, PROBABILITIES = "ids", "probabilities"
@@ -47,7 +47,7 @@ class Asked:
     context: Mapping[str, Any]
     ids: Values
     """int64 or texts, as the bundle's item table has them."""
-    items: Mapping[str, list[Any]]
+    items: Mapping[str, Column]
     top_k: int | None
     unit: str | None
     id: str | None
@@ -85,10 +85,10 @@ def inputs(bundle: Bundle) -> list[Described]:
     found = [Described(IDS, _datatype(bundle.items.dtype), [-1])]
     for field in bundle.schema.fields:
         if field.key != "item.id":  # that is `ids`
-            size = -1 if field.scope == "item" else 1
-            found.append(
-                Described(field.key, _datatype(_type(field)), [size, -1] if field.multiple else [size])
-            )
+            shape = [-1 if field.scope == "item" else 1]
+            if field.multiple or field.size:
+                shape.append(field.size or -1)
+            found.append(Described(field.key, _datatype(_type(field)), shape))
     return found
 
 
@@ -257,6 +257,8 @@ def _ids(tensor: InferenceInput, values: Values, bundle: Bundle) -> Values:
 def _values(field: Field, tensor: InferenceInput, values: Values, n: int) -> Any:  # noqa: ANN401 - as JSON would have it
     """A field's value or, of an item's, its column of n."""
     takes = _TAKES[_type(field)]
+    if field.size is not None:
+        return _vectors(tensor, values, field.size, takes, None if field.scope == "request" else n)
     if field.multiple is None and field.scope == "request":
         return _value(tensor, values, *takes)
     _check_datatype(tensor, *takes)
@@ -280,6 +282,21 @@ def _value(tensor: InferenceInput, values: Values, takes: frozenset[str], called
     if tensor.shape != [1]:
         raise _misshapen(tensor, "[1]")
     return _plain(tensor, values)[0]
+
+
+def _vectors(
+    tensor: InferenceInput, values: Values, size: int, takes: tuple[frozenset[str], str], n: int | None
+) -> Any:  # noqa: ANN401 - as JSON would have it
+    """An item field's (n, size), or the one vector of a request's field."""
+    _check_datatype(tensor, *takes)
+    if n is None:
+        if tensor.shape not in ([size], [1, size]):
+            raise _misshapen(tensor, f"[{size}] or [1, {size}]")
+        return _plain(tensor, values)
+    if tensor.shape[1:] != [size]:
+        raise _misshapen(tensor, f"[n, {size}]")
+    _check_length(tensor, n)
+    return np.asarray(_plain(tensor, values) if tensor.datatype == "BOOL" else values).reshape(n, size)
 
 
 def _plain(tensor: InferenceInput, values: Values) -> list[Any]:
@@ -333,7 +350,7 @@ def _misshapen(tensor: InferenceInput, wanted: str) -> InvalidRequest:
 
 
 def _type(field: Field) -> str:
-    return "number" if field.kind == "number" else field.dtype
+    return "number" if field.numeric else field.dtype
 
 
 def _datatype(kind: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.schemas import FieldInfo, Health, Info, Readiness
+from service.api.schemas import FieldInfo, Health, Info, ItemTableState, Readiness, Refused
 from service.runtime import Runtime
 
 router = APIRouter(tags=["operations"])
@@ -35,13 +35,13 @@ async def healthz(request: Request, response: Response) -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Send requests elsewhere"}})
 async def readyz(request: Request, response: Response) -> Readiness:
-    """Whether a pack answers for every declared domain, and the service was not told to stop.
+    """Whether a pack answers for every declared domain, the item table is there, and nobody said to stop.
 
     A store that is lost later changes nothing: the packs that are loaded serve on.
     """
     runtime: Runtime = request.app.state.runtime
     missing, draining = set(runtime.router.missing()), request.app.state.draining
-    ready = not missing and not draining
+    ready = runtime.ready and not draining
     response.status_code = 200 if ready else 503
     domains = {domain: domain not in missing for domain in runtime.bundle.manifest.domains}
     return Readiness(
@@ -49,6 +49,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
         draining=draining,
         settled=runtime.packs.settled.is_set(),
         from_shelf=runtime.packs.from_shelf,
+        items=not runtime.items.coming,
         domains=domains,
     )
 
@@ -61,7 +62,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
 async def metrics(request: Request) -> Response:
     """What is measured, for Prometheus."""
     runtime: Runtime = request.app.state.runtime
-    runtime.metrics.ready.set(float(not runtime.router.missing()))
+    runtime.metrics.ready.set(float(runtime.ready))
     return Response(runtime.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -69,7 +70,8 @@ async def metrics(request: Request) -> Response:
 async def info(request: Request) -> Info:
     """What serves, and which fields a request may give."""
     runtime: Runtime = request.app.state.runtime
-    settings, bundle = runtime.settings, runtime.bundle
+    settings, bundle, items = runtime.settings, runtime.bundle, runtime.items
+    refusal = items.refused
     return Info(
         version=_software(),
         bundle=bundle.manifest.bundle,
@@ -77,14 +79,21 @@ async def info(request: Request) -> Info:
         engine=settings.engine,
         unknown_domain=settings.unknown_domain,
         max_candidates=settings.max_candidates,
-        items=len(bundle.items),
+        items=len(items.serving.table),
         item_id=bundle.items.dtype,
+        item_table=ItemTableState(
+            serving=items.serving.version,
+            live=items.live,
+            since=items.since,
+            refused=Refused(version=refusal.version, reason=refusal.reason) if refusal else None,
+        ),
         fields=[
             FieldInfo(
                 key=field.key,
                 kind=field.kind,
-                type="number" if field.kind == "number" else field.dtype,
+                type="number" if field.numeric else field.dtype,
                 multiple=field.multiple is not None,
+                size=field.size,
             )
             for field in bundle.schema.fields
         ],

@@ -43,7 +43,8 @@ class RankRequest(BaseModel):
     ids: Annotated[list[ItemId], Field(min_length=1)]
     """Item ids of the candidates, all integers or all strings as in the bundle's item table."""
     items: Annotated[dict[FieldName, list[Value]], Field(max_length=1000)] = {}
-    """Item fields by name, one value a candidate. What is left out, or null, comes from the item table."""
+    """Item fields by name, one value a candidate: a list where the field takes lists or vectors. What is
+    left out, or null, comes from the item table."""
     unit: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """What an experiment assigns an arm to; by default `user.id`, else the request. Nothing is assigned while
     no experiment runs."""
@@ -92,7 +93,7 @@ class RankAnswer(BaseModel):
 
 
 class Refused(BaseModel):
-    """A pack that is live in the store but is not served."""
+    """What is live in the store but is not served."""
 
     version: str
     reason: str
@@ -146,6 +147,8 @@ class Readiness(BaseModel):
     """Everything that was live at the start was loaded, or left to be loaded when it is asked for."""
     from_shelf: bool
     """The store has not answered since the start; what served last time serves."""
+    items: bool
+    """No item table that was live at the start has still to be loaded."""
     domains: dict[str, bool]
     """By declared domain, whether a pack answers for it."""
 
@@ -160,6 +163,23 @@ class FieldInfo(BaseModel):
     kind: str
     type: str
     multiple: bool
+    size: int | None = None
+    """Of a vector: how many numbers a value is."""
+
+
+class ItemTableState(BaseModel):
+    """Which item table answers."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    serving: str | None
+    """Its version; null for the one that the bundle was made with."""
+    live: str | None
+    """The version that the store says is live; null for the bundle's own."""
+    since: float
+    """When it became visible in this process, in seconds since 1970."""
+    refused: Refused | None
+    """Why the live version does not answer."""
 
 
 class Info(BaseModel):
@@ -180,6 +200,7 @@ class Info(BaseModel):
     """Rows of the item table."""
     item_id: str
     """What an item id is: `int` or `str`."""
+    item_table: ItemTableState
     fields: list[FieldInfo]
 
 

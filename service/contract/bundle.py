@@ -75,6 +75,20 @@ class Bundle:
             tables[name] = table
         return tables
 
+    @property
+    def item_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All that is known of items in advance, by name of its file: the item table, and `tables`."""
+        halves = self.manifest.item_halves
+        of_files = {} if halves is None else {Path(file).stem: name for name, file in halves.tables.items()}
+        return {**{stem: self.tables[name] for stem, name in of_files.items()}, **self.items.arrays}
+
+    def tables_of(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """What `tables` gives, of arrays as `item_arrays` names them."""
+        halves = self.manifest.item_halves
+        return (
+            {} if halves is None else {name: arrays[Path(file).stem] for name, file in halves.tables.items()}
+        )
+
     def packs(self) -> Iterator[tuple[str, bytes]]:
         """Domain and bytes of every pack the bundle was made with, the general one first."""
         for domain in (GENERAL, *self.manifest.domains):

@@ -5,6 +5,7 @@
   * SchemaError         fields that cannot be declared so, or values that a field cannot hold
   * BundleError         a bundle is missing, damaged, or of a format that this version does not read
   * PackError           a pack is damaged, of another bundle, or does not do what it says
+  * ItemsError          an item table is damaged, of another bundle, or not one that can be served
   * StoreError          a pack store does not answer, or was asked for something it does not have
     * UnknownVersion
     * Conflict          something else is live than the caller expected
@@ -42,6 +43,10 @@ class BundleError(MdctrError):
 
 class PackError(MdctrError):
     """A pack is damaged, of another bundle, or does not score as it says."""
+
+
+class ItemsError(MdctrError):
+    """An item table is damaged, of another bundle, or not one that can be served."""
 
 
 class StoreError(MdctrError):

@@ -37,7 +37,8 @@ class Engine(Protocol):
 
         Args:
             inputs: the graph's request inputs (1, ...) and item inputs (B, ...), by name; or `item.rows` (B,)
-                in the place of item inputs, if the bundle has item halves.
+                in the place of item inputs, if the bundle has item halves. Its tables may come along, in the
+                place of those that the bundle was made with.
             under: what `load` gave.
 
         Raises:

@@ -58,7 +58,7 @@ class OrtEngine:
             if self._of_rows is None:
                 raise ValueError("the bundle has no item halves")
             scoring = self._of_rows
-            feed |= self._tables
+            feed = {**self._tables, **feed}
         logit: npt.NDArray[np.float32] = scoring.run(["logit"], feed)[0]
         return logit
 

@@ -41,8 +41,9 @@ class Kept:
 class PackStore(Protocol):
     """Immutable packs by domain and version, and one pointer a domain to the version that is live.
 
-    A store is opened for one bundle: packs of others cannot be seen through it. Every method raises
-    `StoreError` when the store does not answer.
+    A store is opened for one bundle: packs of others cannot be seen through it. Item tables are kept as packs
+    are, under two names that no domain can have (`service.stores._names`). Every method raises `StoreError`
+    when the store does not answer.
 
     An option is a module with `open(url: str, bundle: str) -> PackStore`, named like the URL's scheme.
     """

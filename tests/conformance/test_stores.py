@@ -8,6 +8,7 @@ import pytest
 
 from service.contract.errors import Conflict, PackError, StoreError, UnknownOption, UnknownVersion
 from service.contract.pack import version
+from service.stores._names import ITEM_PARTS, ITEMS
 from service.stores._open import open_store
 from service.stores._protocol import KEPT_HISTORY, Kept, Promotion
 from tests.conformance.stores import BUNDLE, publish, with_store
@@ -357,6 +358,28 @@ def test_of_a_promotion_and_a_removal_in_the_same_moment_one_happens(url):
             won.add(promoted is None)
         assert won == {True, False}
         await other.close()
+
+    with_store(url, use)
+
+
+def test_item_tables_are_kept_as_packs_are_beside_them(url):
+    async def use(store):
+        start = await publish(store, books=b"pack")
+        part = await store.put(ITEM_PARTS, b"part")
+        one, two = [await store.put(ITEMS, data) for data in (b"one", b"two")]
+        async with aclosing(store.changes()) as changes:
+            assert await anext(changes) == start
+            await store.promote({ITEMS: one}, run="r", by="ann", expected={ITEMS: None})
+            assert (await anext(changes))[ITEMS] == one
+        with pytest.raises(Conflict):
+            await store.promote({ITEMS: two}, expected={ITEMS: None})
+        assert await store.live() == {**start, ITEMS: one}
+        assert await store.fetch(ITEM_PARTS, part, 4) == b"part"
+        assert [each.domain for each in await store.kept()] == [ITEMS, ITEMS, ITEM_PARTS, "books"]
+        gone = await store.remove([(ITEMS, one), (ITEMS, two), (ITEM_PARTS, part)], 1)
+        assert [(each.domain, each.version) for each in gone] == [(ITEMS, two), (ITEM_PARTS, part)]
+        await store.promote({ITEMS: None})
+        assert [step.version for step in await store.history(ITEMS)] == [one, None]
 
     with_store(url, use)
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from service.contract.errors import BundleError, SchemaError
+from service.contract.field import Field
 from service.contract.items import ItemTable
-from service.contract.schema import FeatureSchema, Field
+from service.contract.schema import FeatureSchema
 
 SCHEMA = FeatureSchema(
     fields=(

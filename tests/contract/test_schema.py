@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from service.contract import hashing
 from service.contract.errors import SchemaError
-from service.contract.schema import OOV, PAD, FeatureSchema, Field, FieldError
+from service.contract.field import OOV, PAD, Field, FieldError
+from service.contract.schema import FeatureSchema
 
 COLOUR = Field(name="colour", owner="user", kind="vocabulary", values=("blue", "red"))
 YEAR = Field(name="year", owner="context", kind="vocabulary", dtype="int", values=(1999, 2020))
@@ -152,6 +153,13 @@ FIELDS = st.one_of(
         Field,
         name=NAMES,
         owner=st.sampled_from(["user", "item"]),
+        kind=st.just("vector"),
+        size=st.integers(1, 5),
+    ),
+    st.builds(
+        Field,
+        name=NAMES,
+        owner=st.sampled_from(["user", "item"]),
         kind=st.just("hashed"),
         buckets=st.integers(1, 10**9),
         multiple=st.none() | st.integers(1, 5),
@@ -206,12 +214,14 @@ BIG = Field(name="big", owner="user", kind="vocabulary", dtype="int", values=(-(
 SIZE = Field(name="size", owner="user", kind="hashed", dtype="int", buckets=4)
 WEIGHT = Field(name="weight", owner="user", kind="number", mean=1.5, std=0.3)
 GENRES = Field(name="genres", owner="user", kind="vocabulary", multiple=2, values=("a", "b"))
-ROW = FeatureSchema(fields=(COLOUR, YEAR, BIG, CITY, SIZE, WEIGHT, GENRES, PRICE))
+MOOD = Field(name="mood", owner="user", kind="vector", size=2)
+ROW = FeatureSchema(fields=(COLOUR, YEAR, BIG, CITY, SIZE, WEIGHT, MOOD, GENRES, PRICE))
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
     st.sampled_from([1999, 2020, 7, 10**15, 10**400, "blue", "red", "a", [], ["a"], ["b", "x", "a"], {}]),
+    st.lists(st.integers() | st.floats(), min_size=2, max_size=2),
     st.floats(),
     st.text(max_size=3),
 )

@@ -13,7 +13,8 @@ from export import graph
 from export.packs import named
 from export.parity import cases
 from export.servable import ScopedModel, graph_inputs
-from service.contract.schema import FeatureSchema, Field
+from service.contract.field import Field
+from service.contract.schema import FeatureSchema
 from tests.conftest import Trained
 from training.backbones import deepfm
 from training.model import Model
@@ -69,14 +70,25 @@ AGE = Field(name="age", owner="user", kind="number")
 ITEM_ID = Field(name="id", owner="item", kind="hashed", buckets=5)
 TAGS = Field(name="tags", owner="item", kind="vocabulary", values=("s", "t"), multiple=3)
 PRICE = Field(name="price", owner="item", kind="number")
+MOOD = Field(name="mood", owner="user", kind="vector", size=2)
+TEXT = Field(name="text", owner="item", kind="vector", size=5)
 
 
 @pytest.mark.parametrize(
     "fields",
-    [(USER_ID, ITEM_ID), (AGE, PRICE), (AGE, TAGS), (USER_ID, AGE, ITEM_ID, TAGS, PRICE)],
+    [
+        (USER_ID, ITEM_ID),
+        (AGE, PRICE),
+        (AGE, TAGS),
+        (USER_ID, AGE, ITEM_ID, TAGS, PRICE),
+        (MOOD, TEXT),
+        (MOOD, AGE, TEXT, ITEM_ID, PRICE),
+    ],
     ids=lambda fields: "-".join(field.key for field in fields),
 )
-def test_schemas_with_ids_alone_numbers_alone_lists_alone(fields: tuple[Field, ...], tmp_path: Path) -> None:
+def test_schemas_with_ids_alone_numbers_alone_lists_alone_vectors_alone(
+    fields: tuple[Field, ...], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     schema = FeatureSchema(fields=fields)
     backbone = partial(deepfm.build, deepfm.Options(hidden=(4,)), dim=3)

@@ -21,12 +21,13 @@ from export.parity import by_row, row_cases
 from export.servable import ScopedModel, graph_inputs
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
+from service.contract.field import Field
 from service.contract.items import ItemTable
 from service.contract.pack import DomainPack
-from service.contract.schema import FeatureSchema, Field
+from service.contract.schema import FeatureSchema
 from service.engines import ort
 from tests.conftest import Trained, train
-from tests.export.test_graph import AGE, ITEM_ID, PRICE, TAGS, USER_ID
+from tests.export.test_graph import AGE, ITEM_ID, MOOD, PRICE, TAGS, TEXT, USER_ID
 from training import checkpoint
 from training.backbones import deepfm
 from training.model import Model
@@ -133,7 +134,14 @@ def test_a_new_item_table_needs_no_export(bundle: Bundle, tmp_path: Path) -> Non
 @pytest.mark.parametrize("first_order", ["rows", "user", "hashed", "embedding"])
 @pytest.mark.parametrize(
     "fields",
-    [(USER_ID, ITEM_ID), (AGE, USER_ID, PRICE), (USER_ID, TAGS), (USER_ID, AGE, ITEM_ID, TAGS, PRICE)],
+    [
+        (USER_ID, ITEM_ID),
+        (AGE, USER_ID, PRICE),
+        (USER_ID, TAGS),
+        (USER_ID, AGE, ITEM_ID, TAGS, PRICE),
+        (USER_ID, TEXT),
+        (MOOD, USER_ID, PRICE, TEXT, ITEM_ID, TAGS),
+    ],
     ids=lambda fields: "-".join(field.key for field in fields),
 )
 def test_fields_of_every_kind_and_every_form_of_the_first_order_part(
@@ -155,6 +163,8 @@ def test_fields_of_every_kind_and_every_form_of_the_first_order_part(
     entry = halves.write(folded, items, tmp_path, None)
     assert entry is not None
     tables = {name: np.load(tmp_path / file) for name, file in entry.tables.items()}
+    # What is made of vectors is kept; they themselves are in the item table.
+    assert not [name for name, table in tables.items() if "half" in name and table.shape[1:] == (TEXT.size,)]
     pack = {f"pack.{name}": tensor.numpy() for name, tensor in model.pack("b").items()}
     by = {name: ort.session(tmp_path / name, threads=1) for name in ("graph.onnx", entry.graph)}
     for case, rows, arrays in row_cases(schema, items):

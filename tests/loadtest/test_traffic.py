@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from loadtest.catalogue import Options
 from loadtest.catalogue import open as catalogue
 from loadtest.traffic import Asked, Mix, Traffic
-from service.contract.schema import FeatureSchema, Field
+from service.contract.field import Field
+from service.contract.schema import FeatureSchema
 
 DOMAINS = ["books", "films", "music"]
 ITEMS = np.arange(1000, 3000)
@@ -95,6 +96,7 @@ def test_every_kind_of_field_gets_values_that_its_schema_takes() -> None:
         Field(name="city", owner="user", kind="vocabulary", values=("bonn", "köln")),
         Field(name="liked", owner="user", kind="hashed", buckets=10, multiple=3),
         Field(name="age", owner="user", kind="number", mean=40.0, std=10.0),
+        Field(name="mood", owner="user", kind="vector", size=30),
         Field(name="page", owner="context", kind="vocabulary", dtype="int", values=(3, 5)),
         Field(name="id", owner="item", kind="hashed", dtype="int", buckets=100),
     )
@@ -103,5 +105,6 @@ def test_every_kind_of_field_gets_values_that_its_schema_takes() -> None:
         assert asked.user["city"] in {"bonn", "köln"}
         assert 1 <= len(asked.user["liked"]) <= 3
         assert asked.context["page"] in {3, 5}
+        assert 0.3 < np.linalg.norm(asked.user["mood"]) < 2
         given = {f"user.{name}": [value] for name, value in asked.user.items() if name != "id"}
         schema.encode("request", {**given, "context.page": [asked.context["page"]]}, 1)

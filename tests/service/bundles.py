@@ -18,10 +18,11 @@ from onnx import TensorProto, helper
 
 from service.contract import hashing
 from service.contract.bundle import Bundle
+from service.contract.field import Field
 from service.contract.items import ItemTable
 from service.contract.manifest import GraphInput, Manifest
 from service.contract.pack import GENERAL, DomainPack, Golden
-from service.contract.schema import FeatureSchema, Field
+from service.contract.schema import FeatureSchema
 
 DOMAINS = ("books", "films")
 BUNDLE = "tiny-00000000"

@@ -18,13 +18,15 @@ def test_alive_and_ready(shared):
         "draining": False,
         "settled": True,
         "from_shelf": False,
+        "items": True,
         "domains": {"books": True, "films": True},
     }
 
 
 def test_a_service_that_no_longer_follows_its_store_is_not_alive(service, monkeypatch):
     runtime = service.client.app.state.runtime
-    runtime.follower.get_loop().call_soon_threadsafe(runtime.follower.cancel)
+    follower = runtime.followers[0]
+    follower.get_loop().call_soon_threadsafe(follower.cancel)
     eventually(lambda: service.client.get("/healthz").status_code == 503)
 
 

@@ -214,6 +214,7 @@ def test_a_store_that_is_down_at_the_start_is_waited_for(bundle):
             "draining": False,
             "settled": False,
             "from_shelf": False,
+            "items": True,
             "domains": {"books": False, "films": False},
         }
         assert service.metric("mdctr_ready") == 0

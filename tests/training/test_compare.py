@@ -10,7 +10,8 @@ from rich.progress import Progress
 
 from service.contract.errors import RunError
 from training import compare, figures
-from training.compare import Comparison, Plan, merged
+from training.compare import Comparison, merged
+from training.plan import Plan
 
 PLAN: dict[str, Any] = {
     "recipe": "plate_synthetic",
@@ -50,7 +51,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(folder: Path, plan: dict[str, Any] = PLAN) -> dict[str, Any]:
     with Progress(disable=True) as bars:
-        return Comparison(Plan.model_validate(plan), folder / "out", folder / "data", 1, bars)()
+        return Comparison(
+            Plan.model_validate(plan), folder / "out", folder / "data", processes=1, progress=bars
+        )()
 
 
 def test_settings_are_chosen_on_validation_and_every_seed_is_trained(small: Path) -> None:

@@ -31,7 +31,7 @@ from training import fit
 from training.checkpoint import Run
 from tests.conftest import train
 
-fit.SAVE_EVERY = 0
+fit.SAVE_EVERY = fit._AT_WORK = 0
 
 original, left = Run.save_state, int(sys.argv[3])
 
@@ -55,10 +55,11 @@ def same(one: Trained, two: Trained) -> bool:
     )
 
 
-# Stages of the tiny recipe have 3 epochs: after 2 it is in the joint stage, after 5 in the first tuning.
-@pytest.mark.parametrize("epochs", [2, 5])
-def test_a_run_killed_and_resumed_ends_with_the_same_bits(epochs: int, tiny: Trained, tmp_path: Path) -> None:
-    arguments = [str(tmp_path / "run"), str(tiny.data), str(epochs)]
+# It saves after each step and each epoch: 3 is within the first epoch, 32 after the second one, 55 within the
+# first domain's tuning.
+@pytest.mark.parametrize("saved", [3, 32, 55])
+def test_a_run_killed_and_resumed_ends_with_the_same_bits(saved: int, tiny: Trained, tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "run"), str(tiny.data), str(saved)]
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert (tmp_path / "run" / "state.pt").exists()

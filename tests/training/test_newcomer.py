@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from service.contract.errors import MdctrError, RunError
+from service.contract.field import Field, FieldError
 from service.contract.items import ItemTable
-from service.contract.schema import FeatureSchema, Field, FieldError
+from service.contract.schema import FeatureSchema
 from training import newcomer
 from training.newcomer import Newcomer, split
 
@@ -29,6 +30,7 @@ ITEMS = ItemTable.encode(
     SCHEMA, {"item.id": [10, 11], "item.brand": ["a", "b"], "item.price": np.array([0.5, 1.5])}
 )
 N = 120
+OWNERS: tuple[Literal["user"], Literal["item"]] = ("user", "item")
 
 
 def frame(**changes: Any) -> pl.DataFrame:
@@ -103,6 +105,21 @@ def test_csv_and_parquet_and_other_types_of_the_same_values_give_the_same_rows(t
         rows = other.parts["train"].rows
         for one, two in zip((*expected.arrays, expected.label), (*rows.arrays, rows.label), strict=True):
             assert torch.equal(one, two)
+
+
+def test_vectors_are_lists_of_numbers_in_parquet_and_text_in_csv(tmp_path: Path) -> None:
+    fields = (*SCHEMA.fields, *(Field(name="text", owner=owner, kind="vector", size=2) for owner in OWNERS))
+    schema = FeatureSchema(fields=fields)
+    items = ItemTable.encode(schema, {"item.id": [10, 11], "item.text": [[7.0, 8.0], [9.0, 10.0]]})
+    texts = {"user.text": [[1.0, 2.5], None, [3.0, -4.0]] * 40, "item.text": [None, [5.0, 6.0], None] * 40}
+    frame(**texts).write_parquet(tmp_path / "rows.parquet")
+    csv = {name: pl.Series(rows).cast(pl.List(pl.String)).list.join("|") for name, rows in texts.items()}
+    frame(**csv, **{"user.history": ["1|2", "3", None] * 40}).write_csv(tmp_path / "rows.csv")
+    for name in ("rows.parquet", "rows.csv"):
+        rows = newcomer.read(tmp_path / name, schema, items, 0).parts["train"].rows[:3]
+        assert rows.request_numbers[:, 1:].tolist() == [[1, 2.5], [0, 0], [3, -4]]
+        # The table's, the file's, and none: 99 is not in the table.
+        assert rows.item_numbers[:, 1:].tolist() == [[7, 8], [5, 6], [0, 0]]
 
 
 def test_split_by_time_keeps_moments_together_and_order_does_not_matter() -> None:

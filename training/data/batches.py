@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,8 @@ class Rows:
     """(n,) int64, a position in the list of domains."""
     label: Tensor
     """(n,) float32, 0 or 1."""
+    target: Tensor | None = None
+    """(n, 1 + r) float32: what a teacher says of a row, its logit and its representation."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -52,7 +54,11 @@ class Rows:
 
     def __getitem__(self, at: Tensor | slice) -> Rows:
         """Some of the rows; views of them for a slice."""
-        return Rows(*(getattr(self, column.name)[at] for column in fields(self)))
+        return self._each(lambda column: column[at])
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on a device."""
+        return self._each(lambda column: column.to(device))
 
     def of(self, domain: int) -> Rows:
         """The rows of one domain."""
@@ -61,8 +67,12 @@ class Rows:
     def shuffled(self, seed: int) -> Rows:
         """All rows in an order that `seed` decides."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.ordered(order.to(self.label.device))
+
+    def ordered(self, order: Tensor) -> Rows:
+        """All rows, or some, in the order of these positions."""
         # Once for all batches, and by `index_select`: indexing takes three times as long.
-        return Rows(*(getattr(self, column.name).index_select(0, order) for column in fields(self)))
+        return self._each(lambda column: column.index_select(0, order))
 
     def batches(self, size: int) -> Iterator[Rows]:
         """Consecutive batches; the last one may be smaller."""
@@ -70,9 +80,16 @@ class Rows:
             yield self[start : start + size]
 
     def joined(self, other: Rows) -> Rows:
-        """These rows, then the other's."""
-        return Rows(*(torch.cat([getattr(self, c.name), getattr(other, c.name)]) for c in fields(self)))
+        """These rows, then the other's; both with a target or neither."""
+        pairs = zip(self._columns(), other._columns(), strict=True)
+        return Rows(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
 
     def under(self, domain: int) -> Rows:
         """The same rows, as if they had come from `domain`."""
-        return Rows(*self.arrays, torch.full_like(self.domain, domain), self.label)
+        return replace(self, domain=torch.full_like(self.domain, domain))
+
+    def _columns(self) -> list[Tensor | None]:
+        return [getattr(self, column.name) for column in fields(self)]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Rows:
+        return Rows(*(None if column is None else change(column) for column in self._columns()))  # type: ignore[arg-type]

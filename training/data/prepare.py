@@ -20,8 +20,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+import numpy.typing as npt
 import polars as pl
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from rich.console import Console
@@ -29,7 +30,8 @@ from rich.table import Table
 
 from service.contract import files, plugins
 from service.contract.errors import RunError
-from service.contract.schema import Column, FeatureSchema, Scope
+from service.contract.field import Column, Scope
+from service.contract.schema import FeatureSchema
 from training.data.sources._protocol import Source
 
 Split = Literal["train", "valid", "test"]
@@ -190,7 +192,8 @@ def columns(frame: pl.DataFrame, schema: FeatureSchema, scope: Scope) -> dict[st
         scope: 'request' or 'item'; the latter has `item.id`, field or not, as an `ItemTable` needs it.
 
     Returns:
-        By `Field.key`: arrays (n,) of numbers where none is missing, else lists of n values.
+        By `Field.key`: arrays of numbers where none is missing, (n,) or of vectors (n, size); else lists of
+        n values.
     """
     keys = [slot.field.key for slot in schema.scope(scope)]
     wanted = dict.fromkeys([*keys, "item.id"] if scope == "item" else keys)
@@ -229,7 +232,20 @@ def as_column(series: pl.Series) -> Column:
     """An array of numbers where none is missing, else a list: what `FeatureSchema.encode` takes fastest."""
     if series.dtype.is_numeric() and not series.null_count():
         return series.to_numpy()
-    return series.to_list()
+    matrix = _matrix(series)
+    return series.to_list() if matrix is None else matrix
+
+
+def _matrix(series: pl.Series) -> npt.NDArray[Any] | None:
+    """(n, size) where each value is a list of `size` floats and none is missing."""
+    lists = series.arr.to_list() if isinstance(series.dtype, pl.Array) else series
+    if lists.dtype not in {pl.List(pl.Float32), pl.List(pl.Float64)}:
+        return None
+    sizes = lists.list.len().unique()
+    if len(sizes) != 1 or not sizes[0]:
+        return None
+    numbers = lists.explode()
+    return None if numbers.null_count() else numbers.to_numpy().reshape(-1, sizes[0])
 
 
 def _write(

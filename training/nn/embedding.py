@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.contract.schema import PAD, FeatureSchema, Scope
+from service.contract.field import PAD, Scope
+from service.contract.schema import FeatureSchema
 
 
 class _Rows(torch.autograd.Function):
@@ -44,8 +45,9 @@ def _look_up(table: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, ...]:
 class Lookup(nn.Module):
     """Turns one scope's arrays into one vector a field, out of any table with a row for each of V.
 
-    Fields stand in the order of `keys`: those with ids first, then the numbers. A multi-valued field is
-    the mean of its values, zero if it has none; a number is its row scaled by the value.
+    Fields stand in the order of `keys`: those with ids first, then the numeric ones. A multi-valued field is
+    the mean of its values, zero if it has none; a number is its row scaled by the value; a vector is the sum
+    of its rows, each scaled by its number.
     """
 
     number_rows: Tensor
@@ -53,14 +55,15 @@ class Lookup(nn.Module):
     def __init__(self, schema: FeatureSchema, scope: Scope) -> None:
         super().__init__()
         slots = schema.scope(scope)
-        with_ids = [slot for slot in slots if slot.field.kind != "number"]
-        numbers = [slot for slot in slots if slot.field.kind == "number"]
-        self.keys = [slot.field.key for slot in (*with_ids, *numbers)]
+        with_ids = [slot for slot in slots if not slot.field.numeric]
+        numeric = [slot for slot in slots if slot.field.numeric]
+        self.keys = [slot.field.key for slot in (*with_ids, *numeric)]
         self._widths = [slot.field.width for slot in with_ids]
         self._multiple = any(slot.field.multiple for slot in with_ids)
-        rows = torch.tensor([slot.offset for slot in numbers], dtype=torch.int32)
+        self._columns = [slot.at for slot in numeric]
+        rows = [slot.offset + at for slot in numeric for at in range(slot.field.rows)]
         # Derived from the schema, so it is no state to save.
-        self.register_buffer("number_rows", rows, persistent=False)
+        self.register_buffer("number_rows", torch.tensor(rows, dtype=torch.int32), persistent=False)
 
     def forward(self, table: Tensor, ids: Tensor, numbers: Tensor) -> Tensor:
         """Look up.
@@ -90,8 +93,13 @@ class Lookup(nn.Module):
         if self._widths:
             parts.append(self._pooled(rows[0], ids) if self._multiple else rows[0])
         if len(self.number_rows):
-            parts.append(rows[-1] * numbers[:, :, None])
+            parts += self._scaled(rows[-1], numbers)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _scaled(self, rows: Tensor, numbers: Tensor) -> list[Tensor]:
+        if len(self._columns) == len(rows):  # no vector among them
+            return [rows * numbers[:, :, None]]
+        return [(numbers[:, at] @ rows[at])[:, None] for at in self._columns]
 
     def _pooled(self, rows: Tensor, ids: Tensor) -> Tensor:
         present = (ids != PAD).to(rows.dtype)[:, :, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
@@ -27,10 +27,26 @@ class Paradigm(nn.Module, ABC):
 
     owned: frozenset[str]
     """Which tensors of the servable a domain owns. Everything else is the shared body."""
+    most_rows = 8192
+    """How many rows it scores at a time, so that what lies between its layers fits into memory."""
 
     @abstractmethod
     def forward(self, rows: Rows) -> Tensor:
         """Logits (B,) of rows of any domains; domain index D is the general domain."""
+
+    def both(self, rows: Rows, part: Rows) -> Tensor:
+        """Logits (B + n,): of rows, and of the first n of them under the general domain, which is `part`."""
+        logits: Tensor = self(rows.joined(part) if len(part) else rows)
+        return logits
+
+    def extra(self, rows: Rows) -> Tensor | None:
+        """What else there is to the loss of a batch of all domains: a scalar; None for most."""
+        del rows
+        return None
+
+    def batches(self, rows: Rows, size: int, seed: int) -> Iterator[Rows]:
+        """An epoch's batches, in an order that `seed` decides."""
+        return rows.shuffled(seed).batches(size)
 
     @abstractmethod
     def stages(self) -> Sequence[Stage]:

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.metrics import roc_auc_score
 
 from service.contract.errors import RunError, UnknownOption
+from service.contract.field import Field
 from service.contract.items import ItemTable
-from service.contract.schema import Field
 from training.data import prepare as module
-from training.data.prepare import SPLITS, Prepared, columns, domain_name, prepare, show
+from training.data.prepare import SPLITS, Prepared, as_column, columns, domain_name, prepare, show
 from training.data.sources._protocol import Interactions
 
 DOMAINS = {"feed": 3_000, "shop": 1_000}
@@ -331,6 +331,19 @@ def test_columns_are_what_encoding_takes(tmp_path):
     encoded = made.schema.encode("request", request, rows.height)
     first = encoded.ids[:, hour.at].ravel() - hour.offset - 1
     assert (np.asarray(hour.field.values)[first] == rows["context.hour"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("dtype", [pl.List(pl.Float64), pl.List(pl.Float32), pl.Array(pl.Float32, 2)])
+def test_vectors_become_an_array_where_all_are_equally_long_and_whole(dtype):
+    rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    whole = as_column(pl.Series(rows, dtype=dtype))
+    assert isinstance(whole, np.ndarray)
+    assert whole.tolist() == rows
+    others: list[list[list[float | None] | None]] = [[[1.0, 2.0], None], [[1.0, None]], []]
+    if not isinstance(dtype, pl.Array):
+        others += [[[1.0], [2.0, 3.0, 4.0]], [[]]]
+    for other in others:
+        assert as_column(pl.Series(other, dtype=dtype)) == other
 
 
 def test_numbers_with_gaps_become_lists_and_unread_item_ids_come_along(put):

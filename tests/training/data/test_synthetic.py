@@ -88,9 +88,11 @@ def test_another_seed_is_another_world():
     assert not source(seed=1).items().equals(source().items())
 
 
-def test_titles_say_the_attributes():
+def test_names_and_texts_say_the_attributes():
     for item in source().items().to_dicts():
-        assert item["text"].split() == [item["item.brand"], item["item.category"], *item["item.tags"]]
+        brand, category, tags = item["item.brand"], item["item.category"], ", ".join(item["item.tags"])
+        assert item["name"] == f"{brand} {category}"
+        assert item["text"] == f"a product of {brand}, for {category}" + (f", tagged {tags}" if tags else "")
 
 
 def test_late_items_and_users_are_new_in_the_test_rows(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from export.bundle import build as build_bundle
+from service.contract.field import Field
 from service.contract.hashing import bucket
-from service.contract.schema import FeatureSchema, Field
+from service.contract.schema import FeatureSchema
 from tests.conftest import TINY, Trained, train
 from training import checkpoint
 from training.nn import corrections

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import polars as pl
 
-from service.contract.schema import Field
+from service.contract.field import Field
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Interactions:
     `frame` has `domain` (String), `label` (Int8, 0 or 1), every user and context field under its
     `Field.key`, and `item.id`. It may have `split` ('train', 'valid' or 'test'; without it the rows are
     split 80/10/10 by `time`), `time` (seconds), and `probability` (Float64: the true click probability,
-    where it is known).
+    where it is known). An item field stands here, too, where its value is the row's rather than the item's.
     """
 
     frame: pl.DataFrame
@@ -47,5 +47,9 @@ class Source(Protocol):
         ...
 
     def items(self) -> pl.DataFrame:
-        """Every item once: `item.id`, every item field under its `Field.key`, `text` where there is one."""
+        """Every item once: `item.id`, every item field under its `Field.key`.
+
+        Where there are words: `name`, short, for an item in a history, and `text`, all that a language model
+        is to read of it; both strings.
+        """
         ...

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Constraint
 
 from service.contract.errors import RunError
-from service.contract.schema import Field
+from service.contract.field import Field
 from training.data.sources._protocol import Interactions
 from training.data.sources._published import Published
 

@@ -36,7 +36,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Constraint
 
-from service.contract.schema import Field
+from service.contract.field import Field
 from training.data.sources._protocol import Interactions
 from training.data.sources._published import Published
 

@@ -23,8 +23,8 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Constraint
 
+from service.contract.field import Field
 from service.contract.hashing import bucket
-from service.contract.schema import Field
 from training.data.sources._protocol import Interactions
 
 Floats = npt.NDArray[np.float64]
@@ -144,7 +144,7 @@ class Synthetic:
         return Interactions(frame.hstack(self._users[user]), protocol)
 
     def items(self) -> pl.DataFrame:
-        """Every item's id, category, brand, price, tags and a title of those words."""
+        """Every item's id, category, brand, price, tags, and a `name` and a `text` of those words."""
         category, brand, price, tags = self._attributes
         listed = [[_TAGS[tag] for tag in np.flatnonzero(row)] for row in tags]
         frame = pl.DataFrame(
@@ -156,10 +156,16 @@ class Synthetic:
                 "item.tags": pl.Series(listed, dtype=pl.List(pl.String)),
             }
         )
-        words = pl.concat_str(
-            "item.brand", "item.category", pl.col("item.tags").list.join(" "), separator=" "
+        tagged = pl.concat_str(pl.lit(", tagged "), pl.col("item.tags").list.join(", "))
+        return frame.with_columns(
+            name=pl.format("{} {}", "item.brand", "item.category"),
+            text=pl.format(
+                "a product of {}, for {}{}",
+                "item.brand",
+                "item.category",
+                pl.when(pl.col("item.tags").list.len() > 0).then(tagged).otherwise(pl.lit("")),
+            ),
         )
-        return frame.with_columns(text=words.str.strip_chars_end())
 
     def taste(self, domain: str) -> tuple[Floats, Floats]:
         """What decides about clicks beside intercept and context.

@@ -1,0 +1,91 @@
+"""Another source, with what a language model makes of each item's text as one more field, `item.text`.
+
+The model is frozen. Its vectors are brought to `size` numbers by their principal axes, which are fitted on
+all items' texts, as the table of items is known before any row; no label has a part in it.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated
+
+import polars as pl
+from pydantic import Field as Constraint
+
+from service.contract.field import Field
+from training import text
+from training.data.sources._protocol import Interactions, Source
+from training.data.sources._wrapped import Wrapped, Wrapping
+
+
+class Options(Wrapping):
+    """What is read, and how much is kept of it."""
+
+    size: Annotated[int, Constraint(ge=1, le=1000)] = 32
+    """Numbers of an item's vector."""
+
+
+def open(options: Options) -> TextVectors:  # noqa: A001 - the name every source has
+    """The source; nothing is read yet."""
+    return TextVectors(options)
+
+
+class TextVectors:
+    """A source whose items have vectors."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._wrapped = Wrapped(options, _texts, text.checksum)
+
+    @property
+    def checksum(self) -> str:
+        """Of the wrapped source and the model, as `Wrapped` makes it.
+
+        Raises:
+            RunError: data or model are not there, or not what they should be.
+        """
+        return self._wrapped.checksum
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The wrapped source's, and `item.text`."""
+        vector = Field(name="text", owner="item", kind="vector", size=self._options.size)
+        return *self._wrapped.source.fields, vector
+
+    def interactions(self) -> Interactions:
+        """The wrapped source's rows.
+
+        Raises:
+            RunError: the data is not there, or not what it should be.
+        """
+        given = self._wrapped.given
+        protocol = f"{given.protocol}; with vectors of {self._options.size} numbers of the items' texts"
+        return Interactions(given.frame, protocol, given.dropped)
+
+    def items(self) -> pl.DataFrame:
+        """The wrapped source's items, with `item.text`; null for one without a text.
+
+        Raises:
+            RunError: the model is not there, or fewer items have a text than vectors have numbers.
+        """
+        return self._described
+
+    @cached_property
+    def _described(self) -> pl.DataFrame:
+        items = self._wrapped.items.with_columns(_words(self._wrapped.items).alias("words"))
+        known = items.drop_nulls("words").select("words").unique(maintain_order=True)
+        found = text.vectors(self._wrapped.model, known["words"].to_list(), self._options.size)
+        vectors = pl.Series("item.text", found).cast(pl.List(pl.Float32))
+        known = known.with_columns(vectors)
+        return items.join(known, on="words", how="left", maintain_order="left").drop("words")
+
+
+def _words(items: pl.DataFrame) -> pl.Series:
+    """The text of each item, or its name."""
+    words = [name for name in ("text", "name") if name in items.columns]
+    return items.select(pl.coalesce(*words, pl.lit(None, pl.String)).alias("words"))["words"]
+
+
+def _texts(source: Source, given: Interactions, items: pl.DataFrame) -> list[str]:  # noqa: ARG001 - as asked
+    """Words for a tiny model."""
+    return _words(items).drop_nulls().to_list()
