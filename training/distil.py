@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from training.data.prepare import Prepared, Split, prepare
 from training.losses import apart, click
 from training.paradigms._protocol import Paradigm
 from training.recipe import Distil, Recipe, parse
+
+if TYPE_CHECKING:
+    from training.fit import Fit
 
 Floats = npt.NDArray[np.float32]
 
@@ -114,12 +117,11 @@ class Targets:
     folder: Path
 
     @classmethod
-    def make(cls, distil: Distil, seed: int, root: Path, data: Path, progress: Progress) -> Targets:
+    def make(cls, distil: Distil, root: Path, data: Path, progress: Progress) -> Targets:
         """Train the teachers that are not trained yet, and read what they say.
 
         Args:
             distil: the teacher and the number of folds.
-            seed: of the teachers and the folds.
             root: the folder of all teachers.
             data: the folder of prepared data.
             progress: shows it.
@@ -127,7 +129,7 @@ class Targets:
         Raises:
             RunError: the recipe is wrong, or the paradigm is no teacher.
         """
-        recipe = teacher_of(distil, seed)
+        recipe = parse(Recipe, {**distil.teacher, "seed": distil.seed}, "distil.teacher")
         prepared = prepare(recipe.data.name, recipe.data.options, data)
         whole = whole_run(recipe, prepared, root)
         folder = whole / f"folds-{distil.folds}-{distil.size}"
@@ -155,15 +157,6 @@ class Targets:
         return torch.from_numpy(np.column_stack([logit, representation]).astype(np.float32))
 
 
-def teacher_of(distil: Distil, seed: int) -> Recipe:
-    """The teacher's recipe.
-
-    Raises:
-        RunError: it is wrong.
-    """
-    return parse(Recipe, {**distil.teacher, "seed": seed}, "distil.teacher")
-
-
 def whole_run(recipe: Recipe, prepared: Prepared, root: Path) -> Path:
     """Where the run of a teacher of all rows is, whoever asks for it."""
     identity = json.dumps([recipe.model_dump(mode="json"), prepared.path.name])
@@ -186,19 +179,15 @@ class _Teaching:
             folder: of the folds.
             distil: how many of them.
         """
-        from training.fit import Fit  # noqa: PLC0415 - a fit may need targets, which need fits
-
         run = Run(whole, self.recipe, self.prepared)
-        said = _read(Fit(self.recipe, self.prepared, run, self.progress)().paradigm, self.valid)
+        said = _read(self._fit(run)().paradigm, self.valid)
         space = _Components.of(said.representation, distil.size)
-        fold = np.random.default_rng(self.recipe.seed).permutation(len(self.row)) % distil.folds
+        fold = self._fold(distil)
         logit = np.empty(len(self.row), np.float32)
         representation = np.empty((len(self.row), distil.size), np.float32)
         for at in range(distil.folds):
-            run = Run(folder / f"fold-{at}", self.recipe, self.prepared)
-            others = self.train[torch.from_numpy(fold != at)]
             held = np.flatnonzero(fold == at)
-            teacher = Fit(self.recipe, self.prepared, run, self.progress, others).train().paradigm
+            teacher = self.without(folder, distil, at)
             on_valid, on_held = _read(teacher, self.valid), _read(teacher, self.train[torch.from_numpy(held)])
             logit[held] = on_held.logit
             representation[held] = space.mapped(on_valid.representation, on_held.representation)
@@ -211,6 +200,21 @@ class _Teaching:
             ),
         }
         _save(folder / "targets.parquet", table)
+
+    def without(self, folder: Path, distil: Distil, at: int) -> Paradigm:
+        """The teacher that has not seen a fold."""
+        run = Run(folder / f"fold-{at}", self.recipe, self.prepared)
+        others = self.train[torch.from_numpy(self._fold(distil) != at)]
+        return self._fit(run, others).train().paradigm
+
+    def _fold(self, distil: Distil) -> npt.NDArray[np.int64]:
+        """(n,) which fold each training row is in."""
+        return np.random.default_rng(self.recipe.seed).permutation(len(self.row)) % distil.folds
+
+    def _fit(self, run: Run, train: Rows | None = None) -> Fit:
+        from training.fit import Fit  # noqa: PLC0415 - a fit may need targets, which need fits
+
+        return Fit(self.recipe, self.prepared, run, self.progress, train)
 
     def _rows(self, split: Split) -> Rows:
         return Rows.encode(self.prepared.split(split), self.prepared.schema, self.prepared.domains)

@@ -106,7 +106,7 @@ class Fit:
         if self.recipe.distil is None:
             return rows
         teachers, data = self.run.folder.parent / "teachers", self.prepared.path.parent
-        targets = Targets.make(self.recipe.distil, self.recipe.seed, teachers, data, self.progress)
+        targets = Targets.make(self.recipe.distil, teachers, data, self.progress)
         return replace(rows, target=targets.of(self.prepared.split("train")))
 
     def __call__(self) -> Model:

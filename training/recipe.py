@@ -68,6 +68,8 @@ class Distil(BaseModel):
 
     teacher: dict[str, Any]
     """The teacher's recipe; its data is a source over the same rows as the student's."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the teachers and the folds, whatever the student's: students of all seeds share them."""
     folds: Annotated[int, Field(ge=2)] = 2
     """A row's target comes from a teacher trained without that row's part of so many."""
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -80,6 +80,12 @@ class Reader(nn.Module):
             Layers (B, J, width): those that ladders read, h_phi, h_2phi, ..., then the last one. And which
             of the J tokens are no padding, (B, J). J is the longest prompt's; in a graph J_q + J_i.
         """
+        hidden, present = self.hidden(request, item)
+        layers = [*hidden[self._every :: self._every]] if self._every else []
+        return [*layers, hidden[-1]], present
+
+    def hidden(self, request: Tensor, item: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """The same with all layers, the embeddings h_0 first."""
         parts = (request.expand(item.shape[0], -1), item)
         present = torch.cat([part != PAD for part in parts], 1)
         pairs = zip(parts, self._first, strict=True)
@@ -90,9 +96,7 @@ class Reader(nn.Module):
         found = self.model(
             input_ids=ids, attention_mask=present.long(), position_ids=position, output_hidden_states=True
         )
-        hidden = found.hidden_states
-        layers = [*hidden[self._every :: self._every]] if self._every else []
-        return [*layers, hidden[-1]], present
+        return found.hidden_states, present
 
 
 def _close(ids: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
