@@ -51,6 +51,7 @@ bench-add-domain: $(READY) ## Seconds to a new domain's first answer, and its AU
 results-douban: ## PLATE and its ablation on Douban, 3 seeds [MDCTR_DATA_DIR=folder] [ARGS='--processes 16']
 results-kuairand: ## The same on KuaiRand [MDCTR_DATA_DIR=folder]
 results-synthetic-100: ## The same on a hundred simulated domains
+results-uni-ctr: ## A language model as teacher, its student, and models of ids [MDCTR_DATA_DIR=folder] [a GPU]
 results-%: export OMP_NUM_THREADS = 1
 results-%: $(READY)
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m training compare 'training/plans/$(subst -,_,$*).yaml' \

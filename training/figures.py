@@ -61,6 +61,8 @@ def pack_bytes(row: Mapping[str, Any]) -> tuple[int, int]:
 def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """One PNG for each curve and each group of bars of the plan, and one of AUC over a pack's bytes.
 
+    A curve or group of which not all rows were run is left out.
+
     Raises:
         RunError: matplotlib is not installed.
     """
@@ -69,9 +71,12 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     except ImportError as error:
         raise RunError("figures need matplotlib: pip install 'mdctr[report]'") from error
     mpl.use("Agg")
-    made = [_curve(report, name, curve, folder) for name, curve in report["plan"]["curves"].items()]
-    made += [_bars(report, name, rows, folder) for name, rows in report["plan"]["bars"].items()]
-    sized = report["plan"]["sizes"]
+    plan, there = report["plan"], report["rows"].keys()
+    curves = {name: curve for name, curve in plan["curves"].items() if there >= curve["points"].keys()}
+    bars = {name: rows for name, rows in plan["bars"].items() if there >= {*rows}}
+    made = [_curve(report, name, curve, folder) for name, curve in curves.items()]
+    made += [_bars(report, name, rows, folder) for name, rows in bars.items()]
+    sized = [name for name in plan["sizes"] if name in there]
     return [*made, _sizes(report, sized, folder)] if sized else made
 
 

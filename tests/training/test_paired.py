@@ -1,0 +1,87 @@
+"""Resampled AUCs against scikit-learn's weighted AUC, and what slices hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from training import paired
+
+
+def rows(n: int = 400, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    random = np.random.default_rng(seed)
+    test = pl.DataFrame(
+        {
+            "domain": random.choice(["a", "b", "c"], n),
+            "label": random.integers(0, 2, n),
+            "item.id": random.integers(0, 20, n),
+            "user.id": random.integers(0, 30, n),
+        }
+    )
+    return test, pl.DataFrame({"item.id": np.arange(15)})
+
+
+@pytest.fixture
+def both() -> tuple[pl.DataFrame, paired.Rows]:
+    test, train = rows()
+    return test, paired.Rows.of(test, train, ["a", "b", "c"], ["b", "c"])
+
+
+def test_a_slices_auc_is_the_mean_of_its_groups(both):
+    """Expected: scikit-learn, domain by domain."""
+    test, found = both
+    logit = np.round(np.random.default_rng(1).normal(size=test.height), 1)  # with ties
+    label = test["label"].to_numpy()
+
+    def expected(domains: str, extra: np.ndarray | bool = True) -> float:
+        masks = [(test["domain"] == domain).to_numpy() & extra for domain in domains]
+        return float(np.mean([roc_auc_score(label[mask], logit[mask]) for mask in masks]))
+
+    new = (test["item.id"] >= 15).to_numpy()
+    assert found.auc(logit, "macro") == pytest.approx(expected("abc"))
+    assert found.auc(logit, "thin domains") == pytest.approx(expected("bc"))
+    assert found.auc(logit, "a") == pytest.approx(expected("a"))
+    assert found.auc(logit, "new items") == pytest.approx(expected("abc", new))
+
+
+def test_a_resample_is_an_auc_weighted_by_how_often_a_user_was_drawn(both):
+    """Expected: scikit-learn with those weights."""
+    test, found = both
+    logit = np.round(np.random.default_rng(2).normal(size=test.height), 1)
+    draws = found.resampled(logit, "a", resamples=5)
+    random = np.random.default_rng(0)
+    users = int(test["user.id"].n_unique())
+    mine = (test["domain"] == "a").to_numpy()
+    rank = test["user.id"].rank("dense").to_numpy() - 1
+    for draw in draws:
+        weight = np.bincount(random.integers(0, users, users), minlength=users)[rank]
+        label = test["label"].to_numpy()
+        expected = roc_auc_score(label[mine], logit[mine], sample_weight=weight[mine])
+        assert draw == pytest.approx(expected)
+
+
+def test_a_model_does_not_differ_from_itself(both):
+    test, found = both
+    logit = np.random.default_rng(3).normal(size=test.height)
+    gap = found.interval([logit], [logit], "macro")
+    assert (gap.difference, gap.low, gap.high, gap.error) == (0, 0, 0, 0)
+
+
+def test_the_truth_is_surely_better_than_noise(both):
+    test, found = both
+    random = np.random.default_rng(4)
+    noise = random.normal(size=test.height)
+    truth = test["label"].to_numpy() + noise
+    gap = found.interval([truth, truth], [noise], "macro")
+    assert 0 < gap.low < gap.difference < gap.high
+    assert gap.error > 0
+
+
+def test_rows_of_nobody_known_are_drawn_by_themselves():
+    test, train = rows()
+    found = paired.Rows.of(test.drop("user.id"), train, ["a", "b", "c"], [])
+    assert "thin domains" not in found.slices
+    logit = np.random.default_rng(5).normal(size=test.height)
+    assert np.unique(found.resampled(logit, "macro", resamples=4)).size == 4
