@@ -5,20 +5,24 @@ Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from service.contract import cli, files
+from service.contract.errors import RunError
 from training import checkpoint, evaluation, figures
 from training.compare import Comparison
 from training.data import prepare as preparation
+from training.data.batches import Rows
 from training.data.prepare import Split
 from training.evaluation import Labelled
 from training.fit import Fit
@@ -110,6 +114,33 @@ def _compared(report: dict[str, Any], title: str) -> None:
         table.add_row(name, *aucs, spread, *rest)
     Console(width=max(130, Console().width)).print(table)
     cli.result(f"chosen on validation: {report['chosen_on_validation']}")
+
+
+@app.command()
+def layers(
+    run: Path,
+    out: Annotated[Path, typer.Option(help="Folder for layers.npz and layers.png.")],
+    *,
+    rows: Annotated[int, typer.Option(min=20, help="Test rows to draw.")] = 600,
+    data: Data = Path("runs/data"),
+) -> None:
+    """What the layers of a Uni-CTR teacher, and its domains' networks, make of test rows, by t-SNE."""
+    from training.teachers import layers as reading  # noqa: PLC0415 - needs the extra `text`
+    from training.teachers.unictr import UniCTR  # noqa: PLC0415
+
+    _, prepared, model, _ = checkpoint.load(run, data)
+    if not isinstance(model.paradigm, UniCTR):
+        raise RunError(f"{run} is no run of training.teachers.unictr")
+    test = prepared.split("test")
+    frame = test.sample(min(rows, test.height), seed=0)
+    found = reading.layers(model.paradigm, Rows.encode(frame, prepared.schema, prepared.domains))
+    out.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {"domain": frame["domain"].to_numpy(), **found}
+    np.savez_compressed(buffer, **arrays)
+    files.write(out / "layers.npz", buffer.getvalue())
+    figures.scatter(found, frame["domain"].to_list(), out / "layers.png")
+    cli.result(str(out / "layers.png"))
 
 
 def progress() -> Progress:

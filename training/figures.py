@@ -7,6 +7,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from service.contract.errors import RunError
 
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
@@ -78,6 +81,41 @@ def draw(report: Mapping[str, Any], folder: Path) -> list[Path]:
     made += [_bars(report, name, rows, folder) for name, rows in bars.items()]
     sized = [name for name in plan["sizes"] if name in there]
     return [*made, _sizes(report, sized, folder)] if sized else made
+
+
+def scatter(layers: Mapping[str, npt.NDArray[np.floating]], domain: Sequence[str], path: Path) -> None:
+    """t-SNE of what each layer makes of n rows, one picture beside the other, coloured by domain.
+
+    Args:
+        layers: by name, (n, width).
+        domain: n names.
+        path: of the PNG.
+
+    Raises:
+        RunError: matplotlib or scikit-learn is not installed.
+    """
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - only who draws needs them
+        from sklearn.manifold import TSNE  # noqa: PLC0415
+    except ImportError as error:
+        raise RunError("figures need matplotlib and scikit-learn: pip install 'mdctr[report]'") from error
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    names = sorted(set(domain))
+    figure, axes = plt.subplots(1, len(layers), figsize=(3.2 * len(layers), 3.6), layout="constrained")
+    for (name, rows), place in zip(layers.items(), np.atleast_1d(axes), strict=True):
+        neighbours = min(30, len(rows) // 4)
+        found = TSNE(perplexity=neighbours, random_state=0, init="pca").fit_transform(rows.astype(np.float32))
+        for each in names:
+            mine = found[[at for at, of in enumerate(domain) if of == each]]
+            place.scatter(mine[:, 0], mine[:, 1], s=4, label=each)
+        place.set_title(name)
+        place.set_xticks([])
+        place.set_yticks([])
+    figure.legend(names, loc="outside lower center", ncols=min(len(names), 7), fontsize=8, markerscale=3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def _macro(report: Mapping[str, Any], names: Sequence[str]) -> tuple[list[float], list[float]]:
