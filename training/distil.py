@@ -58,10 +58,6 @@ class Teacher(Protocol):
         """Logits (B,) and representations (B, any width)."""
         ...
 
-    def lengths(self, rows: Rows) -> Tensor:
-        """How long each row's text is, (B,): rows of one length are read together."""
-        ...
-
 
 class Student(nn.Module):
     """A paradigm while it is taught: its backbone's hidden units are projected to the teacher's space.
@@ -266,7 +262,8 @@ def _read(teacher: Paradigm, rows: Rows) -> _Said:
     able = cast("Teacher", teacher)
     teacher.eval()
     at = next(teacher.parameters()).device
-    order = able.lengths(rows).argsort()
+    order = teacher.alike(rows)
+    order = torch.arange(len(rows)) if order is None else order
     logits, representations = [], []
     for batch in rows.ordered(order).batches(_BATCH):
         logit, representation = able.read(batch.to(at))

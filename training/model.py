@@ -98,4 +98,7 @@ def logits(servable: nn.Module, pack: Mapping[str, Tensor], rows: Rows, most: in
 def joint_logits(paradigm: Paradigm, rows: Rows) -> Tensor:
     """Logits (n,) of rows, each under its own domain."""
     paradigm.eval()
-    return torch.cat([paradigm(batch) for batch in rows.batches(paradigm.most_rows)]).float().cpu()
+    order = paradigm.alike(rows)
+    read = rows if order is None else rows.ordered(order.to(rows.label.device))
+    found = torch.cat([paradigm(batch) for batch in read.batches(paradigm.most_rows)]).float().cpu()
+    return found if order is None else torch.empty_like(found).index_copy(0, order, found)

@@ -48,6 +48,11 @@ class Paradigm(nn.Module, ABC):
         """An epoch's batches, in an order that `seed` decides."""
         return rows.shuffled(seed).batches(size)
 
+    def alike(self, rows: Rows) -> Tensor | None:
+        """An order (n,) in which rows are scored sooner, those that are alike together; None for any."""
+        del rows
+        return None
+
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
         """What to train, in order."""

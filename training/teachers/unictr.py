@@ -127,7 +127,7 @@ class OneDomain(nn.Module):
 class UniCTR(Paradigm):
     """One language model, D networks and the general one."""
 
-    most_rows = 256
+    most_rows = 512
 
     def __init__(self, options: Options, schema: FeatureSchema, domains: int) -> None:
         super().__init__()
@@ -191,19 +191,17 @@ class UniCTR(Paradigm):
         """
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(rows), generator=generator)
-        lengths, domain = self.lengths(rows)[order], rows.domain.cpu()[order]
-        window = size * _WINDOW
+        alike, window = self._alike(rows)[order], size * _WINDOW
         pieces = []
         for start in range(0, len(order), window):
             part = slice(start, start + window)
-            alike = (domain[part] * (int(lengths.max()) + 1) + lengths[part]).argsort(stable=True)
-            pieces += [*torch.split(order[part][alike], size)]
+            pieces += [*torch.split(order[part][alike[part].argsort(stable=True)], size)]
         for at in torch.randperm(len(pieces), generator=generator).tolist():
             yield rows.ordered(pieces[at].to(rows.label.device))
 
-    def lengths(self, rows: Rows) -> Tensor:
-        """How many tokens each prompt has, (B,)."""
-        return ((rows.request_ids != PAD).sum(1) + (rows.item_ids != PAD).sum(1)).cpu()
+    def alike(self, rows: Rows) -> Tensor:
+        """By domain, then by length."""
+        return self._alike(rows).argsort(stable=True)
 
     def stages(self) -> Sequence[Stage]:
         """One: LoRA, or the layers that are not frozen, and every network."""
@@ -227,6 +225,12 @@ class UniCTR(Paradigm):
         """The domain's network; the last one is the general domain's."""
         network = self.networks[-1 if domain is None else domain]
         return {f"network.{name}": each.detach().clone() for name, each in network.named_parameters()}
+
+    def _alike(self, rows: Rows) -> Tensor:
+        """(B,) a number for each row's domain and how many tokens it has."""
+        length = (rows.request_ids != PAD).sum(1) + (rows.item_ids != PAD).sum(1)
+        widest = rows.request_ids.shape[1] + rows.item_ids.shape[1] + 1
+        return (rows.domain * widest + length).cpu()
 
     def _by_domain(self, layers: Sequence[Tensor], present: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         logits: Tensor | None = None

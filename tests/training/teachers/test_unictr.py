@@ -15,6 +15,7 @@ from service.contract.errors import RunError
 from service.contract.field import PAD, Field
 from service.contract.schema import FeatureSchema
 from training.data.batches import Rows
+from training.model import joint_logits
 from training.nn.ladders import DomainNetwork, Gate, Ladder
 from training.teachers.unictr import Options, UniCTR
 
@@ -156,6 +157,12 @@ def test_another_domains_network_gets_no_gradient(teacher):
     assert any(parameter.grad is not None for parameter in teacher.networks[0].parameters())
 
 
+def test_rows_are_scored_in_an_order_of_its_own_and_given_back_in_theirs(teacher, monkeypatch):
+    many = rows(40)
+    monkeypatch.setattr(teacher, "most_rows", 7)
+    assert (joint_logits(teacher, many) - teacher(many)).abs().max() < 1e-5
+
+
 def test_both_is_two_passes_with_one_reading(teacher):
     given = rows(10)
     part = given[:4].under(D)
@@ -199,7 +206,8 @@ def test_batches_hold_every_row_once_by_domain_and_length(teacher):
     batches = list(teacher.batches(named, 32, 7))
     assert sorted(torch.cat([batch.label for batch in batches]).tolist()) == list(range(5000))
     assert sum(len(torch.unique(batch.domain)) for batch in batches) < len(batches) * 1.2
-    spread = [teacher.lengths(batch).float().std() for batch in batches]
+    present = [(batch.request_ids != PAD, batch.item_ids != PAD) for batch in batches]
+    spread = [(request.sum(1) + item.sum(1)).float().std() for request, item in present]
     assert float(torch.stack(spread).median()) < 0.6
     again = list(teacher.batches(named, 32, 7))
     assert all(torch.equal(a.label, b.label) for a, b in zip(batches, again, strict=True))
