@@ -7,11 +7,37 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
 from service.contract import hashing
 from service.contract.errors import RunError
+
+
+class Summed(Protocol):
+    """What has a checksum."""
+
+    @property
+    def checksum(self) -> str:
+        """A SHA-256."""
+        ...
+
+
+class Checked:
+    """A source over what others published."""
+
+    def __init__(self, read: Summed) -> None:
+        self._read = read
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of what is read.
+
+        Raises:
+            RunError: it is not there, or not what it should be.
+        """
+        return self._read.checksum
 
 
 class Published:

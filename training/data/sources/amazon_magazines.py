@@ -29,7 +29,7 @@ from service.contract.errors import RunError
 from service.contract.field import Field
 from training.data.prepare import BY_TIME
 from training.data.sources._protocol import Interactions
-from training.data.sources._published import Published
+from training.data.sources._published import Checked, Published
 
 _MOST_LEVELS = 4
 _LEVELS = pl.col("category_path").str.split(" > ").list.slice(1)
@@ -58,22 +58,14 @@ def open(options: Options) -> Magazines:  # noqa: A001 - the name every source h
     return Magazines(options)
 
 
-class Magazines:
+class Magazines(Checked):
     """Reviews of magazine subscriptions, by category."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         files = ["interactions.parquet", "items.parquet"]
         self._published = Published("amazon_magazines", files, options.folder)
-
-    @property
-    def checksum(self) -> str:
-        """Of the two files, as `Published` makes it.
-
-        Raises:
-            RunError: a file is not there, or is another one than `SHA256SUMS` lists.
-        """
-        return self._published.checksum
+        super().__init__(self._published)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

@@ -23,7 +23,7 @@ from pydantic import Field as Constraint
 from service.contract.errors import RunError
 from service.contract.field import Field
 from training.data.sources._protocol import Interactions
-from training.data.sources._published import Published
+from training.data.sources._published import Checked, Published
 
 _FILE = "interactions.parquet"
 _COLUMNS = ("user_id", "item_id", "domain", "label", "split")
@@ -52,7 +52,7 @@ def open(options: Options) -> Douban:  # noqa: A001 - the name every source has
     return Douban(options.protocol, options.folder, options.seed)
 
 
-class Douban:
+class Douban(Checked):
     """The three domains of Douban."""
 
     fields = (
@@ -63,15 +63,7 @@ class Douban:
     def __init__(self, protocol: Literal["reduced", "paper"], folder: Path | None, seed: int) -> None:
         self._protocol, self._seed = protocol, seed
         self._published = Published("douban", [_FILE], folder)
-
-    @property
-    def checksum(self) -> str:
-        """The SHA-256 of the file, which is the published one.
-
-        Raises:
-            RunError: the file is not there, or is another one than `SHA256SUMS` lists.
-        """
-        return self._published.checksum
+        super().__init__(self._published)
 
     def interactions(self) -> Interactions:
         """All rows of the protocol, in the file's order.

@@ -38,7 +38,7 @@ from pydantic import Field as Constraint
 
 from service.contract.field import Field
 from training.data.sources._protocol import Interactions
-from training.data.sources._published import Published
+from training.data.sources._published import Checked, Published
 
 _TABS = (0, 1, 2, 4, 6)
 _VALID, _TEST = date(2022, 5, 5), date(2022, 5, 7)
@@ -67,22 +67,14 @@ def open(options: Options) -> KuaiRand:  # noqa: A001 - the name every source ha
     return KuaiRand(options)
 
 
-class KuaiRand:
+class KuaiRand(Checked):
     """Five tabs of the app."""
 
     def __init__(self, options: Options) -> None:
         self._history = options.history
         files = ["interactions", "users", "items", *(["history_before_window"] if self._history else [])]
         self._published = Published("kuairand", [f"{file}.parquet" for file in files], options.folder)
-
-    @property
-    def checksum(self) -> str:
-        """Of the files that the options ask for, as `Published` makes it.
-
-        Raises:
-            RunError: a file is not there, or is another one than `SHA256SUMS` lists.
-        """
-        return self._published.checksum
+        super().__init__(self._published)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

@@ -40,7 +40,7 @@ from service.contract.field import Field
 from service.contract.hashing import bucket
 from training.data.sources._lists import lists
 from training.data.sources._protocol import Interactions
-from training.data.sources._published import Published
+from training.data.sources._published import Checked, Published
 
 _GENRES = {
     "Action": "action",
@@ -108,7 +108,7 @@ def open(options: Options) -> MovieLens:  # noqa: A001 - the name every source h
     return MovieLens(options)
 
 
-class MovieLens:
+class MovieLens(Checked):
     """A million ratings of films."""
 
     def __init__(self, options: Options) -> None:
@@ -117,15 +117,7 @@ class MovieLens:
         self._new_items = _NEW_ITEMS[options.cut] if options.new_items is None else options.new_items
         files = [f"{file}.parquet" for file in ("interactions", "items", "users")]
         self._published = Published("movielens_1m", files, options.folder)
-
-    @property
-    def checksum(self) -> str:
-        """Of the three files, as `Published` makes it.
-
-        Raises:
-            RunError: a file is not there, or is another one than `SHA256SUMS` lists.
-        """
-        return self._published.checksum
+        super().__init__(self._published)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

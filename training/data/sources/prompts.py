@@ -20,6 +20,7 @@ from service.contract.field import PAD, Field, Owner
 from training import text
 from training.data.sources._lists import lists
 from training.data.sources._protocol import Interactions, Source
+from training.data.sources._published import Checked
 from training.data.sources._wrapped import Wrapped, Wrapping
 
 _KEPT = ("domain", "label", "split", "time", "probability", "user.id", "item.id")
@@ -45,21 +46,13 @@ def open(options: Options) -> Prompts:  # noqa: A001 - the name every source has
     return Prompts(options)
 
 
-class Prompts:
+class Prompts(Checked):
     """A source in words."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._wrapped = Wrapped(options, self._some, text.checksum_of_tokenizer)
-
-    @property
-    def checksum(self) -> str:
-        """Of the wrapped source and the model's tokenizer, as `Wrapped` makes it.
-
-        Raises:
-            RunError: data or model are not there, or not what they should be.
-        """
-        return self._wrapped.checksum
+        super().__init__(self._wrapped)
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

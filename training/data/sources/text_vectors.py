@@ -15,6 +15,7 @@ from pydantic import Field as Constraint
 from service.contract.field import Field
 from training import text
 from training.data.sources._protocol import Interactions, Source
+from training.data.sources._published import Checked
 from training.data.sources._wrapped import Wrapped, Wrapping
 
 
@@ -30,21 +31,13 @@ def open(options: Options) -> TextVectors:  # noqa: A001 - the name every source
     return TextVectors(options)
 
 
-class TextVectors:
+class TextVectors(Checked):
     """A source whose items have vectors."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._wrapped = Wrapped(options, _texts, text.checksum)
-
-    @property
-    def checksum(self) -> str:
-        """Of the wrapped source and the model, as `Wrapped` makes it.
-
-        Raises:
-            RunError: data or model are not there, or not what they should be.
-        """
-        return self._wrapped.checksum
+        super().__init__(self._wrapped)
 
     @property
     def fields(self) -> tuple[Field, ...]:
