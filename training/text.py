@@ -262,26 +262,34 @@ def tiny_config(words: int, padding: int = 0) -> transformers.BertConfig:
     )
 
 
-def language_model(name: str, words: int, *, pretrained: bool = True) -> transformers.PreTrainedModel:
+def language_model(
+    name: str, words: int, *, pretrained: bool = True, layers: int | None = None
+) -> transformers.PreTrainedModel:
     """A model without what comes after its last layer.
 
     Args:
         name: a folder, or `tiny`, which has random weights.
         words: how many token ids its tokenizer has.
         pretrained: whether to read the folder's weights, or start at random.
+        layers: only the first so many.
 
     Raises:
-        RunError: there is no such model.
+        RunError: there is no such model, or it has fewer layers.
     """
     if name == "tiny":
         config: transformers.PretrainedConfig = tiny_config(words)
     else:
         with _quiet(path := folder(name)):
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-            if pretrained:
-                read = transformers.AutoModel.from_pretrained(
-                    path, local_files_only=True, dtype=torch.float32
-                )
+    if layers is not None:
+        if layers > config.num_hidden_layers:
+            raise RunError(f"model {name} has {config.num_hidden_layers} layers, not {layers}")
+        config.num_hidden_layers = layers
+    if name != "tiny" and pretrained:
+        with _quiet(path):
+            read = transformers.AutoModel.from_pretrained(
+                path, config=config, local_files_only=True, dtype=torch.float32
+            )
     if name == "tiny" or not pretrained:
         read = transformers.AutoModel.from_config(config)
     model: transformers.PreTrainedModel = read

@@ -52,6 +52,8 @@ class Options(BaseModel):
     alpha: Annotated[float, Field(gt=0)] = 32
     unfrozen: Annotated[int, Field(ge=0)] = 0
     """So many of its last layers are trained whole."""
+    layers: Count | None = None
+    """Only its first so many layers."""
     every: Count = 2
     """phi: a ladder at every so many layers."""
     ladder: bool = True
@@ -136,7 +138,9 @@ class UniCTR(Paradigm):
         self.options = options
         words = len(schema.slots["item.tokens"].field.values)
         whole = options.model == "tiny" or not options.pretrained
-        model = text.language_model(options.model, words, pretrained=options.pretrained)
+        model = text.language_model(
+            options.model, words, pretrained=options.pretrained, layers=options.layers
+        )
         width, layers = model.config.hidden_size, model.config.num_hidden_layers
         rungs = layers // options.every if options.ladder else 0
         if options.ladder and not rungs:

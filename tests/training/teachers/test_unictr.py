@@ -200,6 +200,18 @@ def test_what_is_trained(folder):
     assert any("word_embeddings" in name for name in anew)
 
 
+def test_the_first_layers_alone_are_those_of_the_whole_model(teacher, folder):
+    short = UniCTR(Options(model=str(folder), layers=2, tower=(8,)), SCHEMA, 1).eval()
+    given = rows(3)
+    found, _ = short.reader(given.request_ids, given.item_ids)
+    whole = UniCTR(Options(model=str(folder), tower=(8,)), SCHEMA, 1).eval()
+    expected, _ = whole.reader(given.request_ids, given.item_ids)
+    assert len(found) == 2  # of one ladder, and the last again
+    assert (found[0] - expected[0]).abs().max() < 1e-5
+    with pytest.raises(RunError, match="has 4 layers, not 5"):
+        UniCTR(Options(model=str(folder), layers=5), SCHEMA, 1)
+
+
 def test_batches_hold_every_row_once_by_domain_and_length(teacher):
     given = rows(5000)
     named = replace(given, label=torch.arange(5000.0))
