@@ -4,6 +4,7 @@ ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 PYTHON ?= python3
 VENV = $(ROOT)/.venv
 RIVALS = $(ROOT)/.venv-rivals
+RECIPE = plate
 DATA = synthetic
 ARGS =
 
@@ -18,13 +19,13 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench bench-training bench-add-domain bench-swap bench-domains loadtest locust coverage test test-all lint clean
+.PHONY: help demo bench bench-training bench-add-domain bench-swap bench-domains bench-models simulate-experiments loadtest locust coverage test test-all lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
-demo: $(READY) ## Train, export, publish, serve and measure [DATA=synthetic] [MDCTR_DATA_DIR=folder]
-	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest demo --data '$(DATA)'
+demo: $(READY) ## Train, export, publish, serve and measure [RECIPE=plate|distil] [DATA=synthetic] [MDCTR_DATA_DIR=folder]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest demo --recipe '$(RECIPE)' --data '$(DATA)'
 
 bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other libraries [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-training --data '$(DATA)' $(ARGS)
@@ -44,12 +45,20 @@ locust: $(READY) ## Locust against a running service [ARGS='--host URL --bundle 
 bench-domains: $(READY) ## Ten thousand domains in one service, by form of pack [ARGS='--items 200000 --form sparse']
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-domains $(ARGS)
 
+bench-models: $(READY) ## Every model of results-kuairand-models over HTTP: speed, packs, answers beside torch's [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-models $(ARGS)
+
+simulate-experiments: export OMP_NUM_THREADS = 1
+simulate-experiments: $(READY) ## How often an experiment's report is wrong: simulated A/A and A/B [ARGS='--runs 100']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest simulate-experiments $(ARGS)
+
 bench-add-domain: $(READY) ## Seconds to a new domain's first answer, and its AUC [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-add-domain --data '$(DATA)' $(ARGS)
 
 # A comparison of models: runs/results-<plan>/{report.json,table.md,*.png}. A plan is training/plans/<plan>.yaml.
 results-douban: ## PLATE and its ablation on Douban, 3 seeds [MDCTR_DATA_DIR=folder] [ARGS='--processes 16']
 results-kuairand: ## The same on KuaiRand [MDCTR_DATA_DIR=folder]
+results-kuairand-models: ## Nine paradigms on KuaiRand [MDCTR_DATA_DIR=folder]
 results-synthetic-100: ## The same on a hundred simulated domains
 results-uni-ctr: ## A language model as teacher, its student, and models of ids [MDCTR_DATA_DIR=folder] [a GPU]
 results-%: export OMP_NUM_THREADS = 1

@@ -18,6 +18,7 @@ from export import add_domain as adding
 from export import items as item_tables
 from export import lifecycle
 from export.bundle import build as build_bundle
+from export.half_graph import write as write_half
 from export.lifecycle import ask, bundle_id, print_table, when
 from export.publish import Difference, difference, person
 from export.publish import publish as publish_bundle
@@ -71,6 +72,12 @@ def build(
 def check(bundle: Path) -> None:
     """Verify every file of a bundle against its manifest. Prints the bundle's id."""
     cli.result(Bundle.open(bundle).manifest.bundle)
+
+
+@app.command()
+def half_graph(bundle: Path, out: Annotated[Path, typer.Option(help="A new folder.")]) -> None:
+    """Write a bundle's graph in float16, which the bundle's packs fit, for other engines. Prints its file."""
+    cli.result(str(write_half(Bundle.open(bundle), out)))
 
 
 @app.command()

@@ -93,7 +93,7 @@ class Addition:
             progress.console.print(f"{self.file.name}: {remark}", markup=False, soft_wrap=True)
         read = time.perf_counter()
         general = self._general(built)
-        trains = tuned_alone(built.paradigm, recipe.paradigm.name)
+        trains, most = tuned_alone(built.paradigm, recipe.paradigm.name), built.paradigm.most_rows
         with progress:
             outcome = tune(
                 built.servable,
@@ -103,11 +103,12 @@ class Addition:
                 train=rows.parts["train"].rows,
                 valid=rows.parts["valid"].rows,
                 loop=Loop(recipe.seed, progress),
+                most=most,
             )
         state = built.servable.state_dict()
         pack = {name: state[name].clone() for name in sorted(built.paradigm.owned)}
         valid = rows.parts["valid"].rows
-        calibration = platt(logits(built.servable, {}, valid).numpy(), valid.label.numpy())
+        calibration = platt(logits(built.servable, {}, valid, most).numpy(), valid.label.numpy())
         made = pack_of(
             built.servable,
             pack,
@@ -132,7 +133,7 @@ class Addition:
             "best_epoch": outcome.best_epoch,
             "stayed_general": outcome.best_epoch == 0,
             "quality": {
-                split: {name: _quality(built.servable, *each, part) for name, each in both.items()}
+                split: {name: _quality(built.servable, *each, part, most) for name, each in both.items()}
                 for split, part in rows.parts.items()
                 if split != "train"
             },
@@ -257,10 +258,13 @@ def _changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def _quality(
-    servable: nn.Module, pack: Pack, calibration: tuple[float, float], part: Labelled
+    servable: nn.Module, pack: Pack, calibration: tuple[float, float], part: Labelled, most: int
 ) -> dict[str, float | None]:
-    """Of a part of the rows under a pack, as it is served; None where a figure is not defined."""
+    """Of a part of the rows under a pack, as it is served; None where a figure is not defined.
+
+    Rows are scored `most` at a time.
+    """
     a, b = calibration
-    logit = a * logits(servable, pack, part.rows).numpy().astype(np.float64) + b
+    logit = a * logits(servable, pack, part.rows, most).numpy().astype(np.float64) + b
     found = asdict(quality(logit, part.rows.label.numpy(), part.user))
     return {name: None if math.isnan(figure) else figure for name, figure in found.items()}

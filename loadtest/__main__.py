@@ -17,12 +17,14 @@ from rich.table import Table
 from loadtest import bench as over_http
 from loadtest import bench_add_domain as adding
 from loadtest import bench_domains as many
+from loadtest import bench_models as served
 from loadtest import bench_swap as swapping
 from loadtest import bench_training as training
 from loadtest import budgets as limits
 from loadtest import capacity as loading
 from loadtest import demo as whole
 from loadtest import forms as stored
+from loadtest import simulate_experiments as simulating
 from loadtest.stage import Size as Model
 from service.contract import cli
 from service.contract.errors import UnknownOption
@@ -37,13 +39,14 @@ def _commands() -> None:
 
 @app.command()
 def demo(
+    recipe: Annotated[str, typer.Option(help="plate, or distil: with a teacher.")] = "plate",
     data: Annotated[str, typer.Option(help="A data set: synthetic or douban.")] = "synthetic",
     out: Annotated[Path, typer.Option(help="Folder for runs and reports.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Train, export, publish, serve, send every test row over HTTP, and swap a pack under traffic."""
-    recipe = Path(str(resources("training"))) / "recipes" / f"plate_{data}.yaml"
-    report = whole.demo(recipe, out / f"demo-{data}")
+    path = Path(str(resources("training"))) / "recipes" / f"{recipe}_{data}.yaml"
+    report = whole.demo(path, out / (f"demo-{data}" if recipe == "plate" else f"demo-{recipe}-{data}"))
     if as_json:
         cli.result(json.dumps(report))
     else:
@@ -127,6 +130,31 @@ def bench_domains(
 
 
 @app.command()
+def bench_models(
+    *,
+    runs: Annotated[Path, typer.Option(help="A comparison, whose runs of the first seed are served.")] = Path(
+        "runs/results-kuairand-models"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for reports and prepared data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 60,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of a model in a round.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Each model over HTTP: answers beside torch's, requests/s beside the first one's, bytes of packs.
+
+    Without the comparison, models are trained for an epoch on simulated clicks.
+    """
+    folder, data = out / "bench-models", out / "data"
+    found = served.compared(runs) or served.quick(folder / "quick", data)
+    size = served.Size(rounds=rounds, seconds=seconds)
+    report = served.bench(size, found, data, folder, Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        served.show(report, Console(width=max(180, Console().width)))
+
+
+@app.command()
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
@@ -185,6 +213,20 @@ def loadtest(
 
 
 @app.command()
+def simulate_experiments(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    runs: Annotated[int, typer.Option(min=10, help="Experiments of each kind.")] = 1000,
+    long_runs: Annotated[int, typer.Option(min=10, help="Those with an effect and many looks.")] = 500,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """How often the report of an experiment is wrong, on simulated users, looked at day by day."""
+    size = simulating.Size(runs=runs, long_runs=long_runs)
+    report = simulating.simulate(size, out / "simulate-experiments", Console(stderr=True))
+    cli.result(json.dumps(report) if as_json else simulating.markdown(report).rstrip())
+
+
+@app.command()
 def budgets(
     observed: Annotated[Path, typer.Argument(help="observed.json of a Locust run.")],
     file: Annotated[Path | None, typer.Option(help="A file of budgets; loadtest/budgets.yaml.")] = None,
@@ -230,6 +272,12 @@ def show(report: dict[str, Any], console: Console) -> None:
         "macro", "", f"{report['macro_auc_http']:.4f}", "", "", f"{report['macro_logloss_http']:.4f}", ""
     )
     console.print(table)
+    if taught := report["distilled"]:
+        console.print(
+            f"macro AUC, torch: teacher {taught['teacher']:.4f}, student {taught['student']:.4f}, "
+            f"the student without its teacher {taught['without']:.4f}",
+            soft_wrap=True,
+        )
     share = report["parameters_of_domain"] / report["parameters"]
     sizes = ", ".join(f"{domain} {size:,}" for domain, size in report["pack_bytes"].items())
     swap = report["swap"]

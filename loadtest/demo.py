@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from training import checkpoint
 from training.__main__ import progress
 from training.data.batches import Rows
 from training.data.prepare import Prepared
+from training.distil import Targets
 from training.fit import Fit
 from training.metrics import auc, logloss
 from training.model import Model
@@ -84,12 +86,17 @@ def demo(recipe_path: Path, folder: Path) -> dict[str, Any]:
     run = folder / f"run-{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]}"
     prepared_root, bundles = folder.parent / "data", folder / "bundles"
 
-    console.rule("prepare and train, both stages")
-    _python("training", "fit", str(recipe_path), "--out", str(run), "--data", str(prepared_root), show=True)
+    taught = recipe.distil is not None
+    console.rule("prepare and train, a teacher first" if taught else "prepare and train, both stages")
+    fit = ("training", "fit", str(recipe_path), "--data", str(prepared_root), "--out")
+    _python(*fit, str(run), show=True)
+    if taught:
+        console.rule("the student without its teacher")
+        _python(*fit, f"{run}-without", "--distil", "null", show=True)
     console.rule("export")
     built = _python("export", "build", str(run), "--out", str(bundles), "--data", str(prepared_root))
     bundle = Bundle.open(Path(built.splitlines()[-1]))
-    recipe, prepared, model, _ = checkpoint.load(run, prepared_root)
+    recipe, prepared, model, metrics = checkpoint.load(run, prepared_root)
 
     with redis_server() as store:
         console.rule("publish and serve")
@@ -112,6 +119,7 @@ def demo(recipe_path: Path, folder: Path) -> dict[str, Any]:
         "requests": len(seconds),
         "latency_p50_ms": float(p50),
         "latency_p99_ms": float(p99),
+        "distilled": _distilled(recipe, run, prepared_root, metrics),
         "parameters": bundle.manifest.parameters,
         "parameters_of_domain": bundle.manifest.parameters_of_domain,
         "pack_bytes": {domain: len(pack) for domain, pack in bundle.packs()},
@@ -120,6 +128,17 @@ def demo(recipe_path: Path, folder: Path) -> dict[str, Any]:
     }
     files.write(folder / "report.json", json.dumps(report, indent=1))
     return report
+
+
+def _distilled(recipe: Recipe, run: Path, data: Path, metrics: Mapping[str, Any]) -> dict[str, float] | None:
+    """Macro AUC of a student, of its teacher, and of the student without it; None where there is none."""
+    if recipe.distil is None:
+        return None
+    with progress() as bars:
+        targets = Targets.make(recipe.distil, run.parent / "teachers", data, bars)
+    runs = {"teacher": targets.folder.parent, "without": run.with_name(f"{run.name}-without")}
+    found = {"student": metrics} | {name: checkpoint.load(each, data)[3] for name, each in runs.items()}
+    return {name: float(each["macro"]["pack"]["auc"]) for name, each in found.items()}
 
 
 def _python(module: str, *arguments: str, show: bool = False) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from service.contract import cli
 from service.contract.bundle import Bundle
 from service.contract.errors import SettingsError
 from service.contract.pack import version
+from service.experiments import commands as experiments
 from service.features import RequestEncoder
 from service.resident import load, parse
 from service.server import Server
@@ -30,6 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(experiments.app, name="experiments")
 
 
 @app.command()
@@ -71,6 +74,40 @@ def check() -> None:
 def openapi() -> None:
     """Print the OpenAPI document; no bundle is needed."""
     cli.result(json.dumps(create_app(_settings()).openapi(), indent=2))
+
+
+@app.command()
+def report(
+    *,
+    log: Annotated[Path, typer.Argument(help="A folder of exposures and clicks.")],
+    experiment: Annotated[str, typer.Option(help="Its name.")],
+    document: Annotated[
+        Path | None, typer.Option(help="The document of experiments, for arms and weights.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="NAME=WEIGHT, the control first; instead of a document.")
+    ] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="Parquet of `unit` and `value` from before the experiment, for CUPED.")
+    ] = None,
+    lift: Annotated[float, typer.Option(min=1e-6, help="The relative change it was made to find.")] = 0.02,
+    alpha: Annotated[float, typer.Option(min=1e-9, max=0.5, help="Chance of a false finding.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/report-EXPERIMENT.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of Markdown.")] = False,
+) -> None:
+    """Report on an experiment's log; exit code 1 where the arms do not have the units they should."""
+    try:
+        from service.experiments import page, plan  # noqa: PLC0415 - a service has no scipy and no pyarrow
+        from service.experiments import report as reporting  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(f"a report needs {error.name}: pip install 'mdctr[report]'") from error
+    planned = plan.planned(experiment, document, arm or [], lift, alpha)
+    past = None if before is None else plan.read_before(before)
+    found = reporting.report(log, experiment, planned, past)
+    reporting.write(found, out or Path("runs") / f"report-{experiment}")
+    cli.result(json.dumps(found) if as_json else page.markdown(found))
+    if found["sample_ratio"]["mismatch"]:
+        raise typer.Exit(1)
 
 
 def _settings() -> Settings:

@@ -222,6 +222,7 @@ class _Subject:
         rows: dict[str, Any] = {}
         for name, settings in chosen.items():
             runs = [metrics for (row, _), metrics in found.items() if row == name]
+            folders = [job.folder for (row, _), job in jobs.items() if row == name]
             rows[name] = {
                 **{
                     domain: _figures([run["domains"][domain] for run in runs])
@@ -235,6 +236,7 @@ class _Subject:
                 "parameters_of_domain": runs[0]["parameters_of_domain"],
                 "changed_of_domain": float(np.mean([run["changed_of_domain"] for run in runs])),
                 "settings": settings,
+                "runs": [folder.relative_to(self.folder).as_posix() for folder in folders],
             }
         candidates = [name for name in rows if self.plan.rows[name].candidate] or list(rows)
         return {
@@ -379,8 +381,9 @@ def _newcomers(model: Model, unseen: Prepared, recipe: Recipe, progress: Progres
 
 
 def _over(base: Changes, source: Mapping[str, Any]) -> Changes:
-    """A recipe whose data, and whose teacher's, wrap another source."""
-    out = {**base, "data": {**base["data"], "of": dict(source)}}
+    """A recipe whose data, and whose teacher's, wrap another source; data that wraps none is replaced."""
+    data = {**base["data"], "of": dict(source)} if "of" in base["data"] else dict(source)
+    out = {**base, "data": data}
     if base["distil"]:
         teacher = base["distil"]["teacher"]
         out["distil"] = {

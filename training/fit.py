@@ -25,7 +25,7 @@ from training.loop import Journal, Loop, Pass
 from training.metrics import auc, logloss
 from training.model import Model, build, joint_logits
 from training.recipe import Recipe
-from training.stages import Stage
+from training.stages import ALIGN, Stage
 from training.tuning import tune
 
 _AT_WORK = 20
@@ -94,6 +94,8 @@ class Fit:
         self.model.paradigm.to(self.device)
         if sum(stage.rows == "each domain" for stage in self.model.paradigm.stages()) > 1:
             raise RunError(f"paradigm {recipe.paradigm.name} has more than one stage over each domain")
+        if recipe.align is not None and train is not None:
+            raise RunError("a teacher is not aligned: its folds' rows have no texts")
         self.given, self.valid = train, self._rows("valid")
         self.loop = Loop(recipe.seed, progress, precision=getattr(torch, recipe.precision))
 
@@ -122,10 +124,14 @@ class Fit:
         if self.run.metrics is None:
             stages = self.model.paradigm.stages()
             joint = [stage.name for stage in stages if stage.rows == "all domains"]
+            if self.recipe.align is not None:
+                joint.insert(0, ALIGN)
             done = self.run.stage
             self.run.restore(self.model)
             with SummaryWriter(str(self.run.folder / "tensorboard")) as board:
                 self.loop.journal = _RunJournal(self.run, board)
+                if self.recipe.align is not None and done is None:
+                    self._align()
                 for stage in stages:
                     if stage.rows == "each domain":
                         self._each_domain(stage)
@@ -153,6 +159,15 @@ class Fit:
 
     def _rows(self, split: Split) -> Rows:
         return Rows.encode(self.prepared.split(split), self.prepared.schema, self.prepared.domains)
+
+    def _align(self) -> None:
+        from training.align import aligning  # noqa: PLC0415 - only this stage needs a library of language models
+
+        torch.manual_seed(self.recipe.seed)
+        paradigm = self.model.paradigm
+        rows = {"train": self.rows, "valid": self.valid}
+        self.loop(aligning(self.recipe, self.prepared, paradigm, **rows, device=self.device))
+        self.run.save_weights(ALIGN, paradigm.state_dict())
 
     def _all_domains(self, stage: Stage) -> None:
         paradigm, general, distil = self.model.paradigm, len(self.model.domains), self.recipe.distil

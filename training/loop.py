@@ -35,7 +35,8 @@ class Pass:
     rows: Rows
     loss: Callable[[Rows], Tensor]
     score: Callable[[], float]
-    """AUC on validation, to choose the epoch by; minus the log loss where one class is missing."""
+    """AUC on validation, to choose the epoch by; minus the log loss where one class is missing, and minus
+    its own loss for a stage that reads no labels."""
     batches: Callable[[Rows, int, int], Iterator[Rows]] = in_any_order
     """An epoch's batches of some size, in an order that a seed decides."""
     pull_to_start: bool = False

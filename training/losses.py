@@ -1,12 +1,13 @@
-"""Losses of a row, as pure functions."""
+"""Losses of a row, or of a batch, as pure functions."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
+from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
 from training.data.batches import Rows
-from training.recipe import Distil
+from training.recipe import Align, Distil
 
 
 def click(logit: Tensor, rows: Rows, distil: Distil | None) -> Tensor:
@@ -35,3 +36,55 @@ def click(logit: Tensor, rows: Rows, distil: Distil | None) -> Tensor:
 def apart(hidden: Tensor, target: Tensor) -> Tensor:
     """1 - cosine of what the student and the teacher make of a row: (B, r) and (B, r) to (B,)."""
     return 1 - cosine_similarity(hidden, target, dim=1)
+
+
+def aligned(ids: Tensor, texts: Tensor, positive: Tensor, counted: Tensor, align: Align) -> Tensor:
+    """How badly rows' ID representations and their texts' find each other (CSAMP, eq. 8, 9, 11 and 12).
+
+    The mean over both directions of -log(sum over P_i of e^(cos_ij / T) / sum over j of e^(cos_ij / T)),
+    averaged over rows i. One close positive of P_i suffices for that; the variant `supcon` has the mean over
+    P_i of the logarithm of each (Khosla et al. 2020, eq. 2), so that all of them have to be close.
+
+    Args:
+        ids: (B, n).
+        texts: (B, n).
+        positive: (B, B), P_i in row i; never empty.
+        counted: (B, B), which j are in the sum below; all of P_i are, and false negatives are not.
+        align: T, and which loss.
+
+    Returns:
+        A scalar.
+    """
+    cosine = normalize(ids.float(), dim=1) @ normalize(texts.float(), dim=1).T
+    score = cosine / align.temperature
+    return (_found(score, positive, counted, align) + _found(score.T, positive, counted, align)) / 2
+
+
+def _found(score: Tensor, positive: Tensor, counted: Tensor, align: Align) -> Tensor:
+    """One direction: the mean over rows of (B, B)."""
+    below = score.masked_fill(~(counted | positive), -torch.inf).logsumexp(1)
+    if align.loss == "supcon":
+        above = (score * positive).sum(1) / positive.sum(1)
+    else:
+        above = score.masked_fill(~positive, -torch.inf).logsumexp(1)
+    return (below - above).mean()
+
+
+@torch.no_grad()
+def neighbours(texts: Tensor, domain: Tensor, k: int) -> Tensor:
+    """Which texts are among the k most alike of other domains (CSAMP, eq. 10, with the maximum).
+
+    Eq. 10 prints the minimum of a similarity, and its text says the closest.
+
+    Args:
+        texts: (n, width).
+        domain: (n,).
+        k: where other domains have fewer, there are fewer.
+
+    Returns:
+        (n, n): row i says which j are near i.
+    """
+    unit = normalize(texts.float(), dim=1)
+    cosine = (unit @ unit.T).masked_fill(domain[:, None] == domain, -torch.inf)
+    top, at = cosine.topk(min(k, len(texts)), dim=1)
+    return torch.zeros_like(cosine, dtype=torch.bool).scatter(1, at, top > -torch.inf)

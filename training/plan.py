@@ -51,7 +51,7 @@ class Subject(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: dict[str, Any]
-    """What the base recipe's data, and its teacher's, wrap."""
+    """What the base recipe's data, and its teacher's, wrap; or the data itself, where that wraps nothing."""
     thin: tuple[str, ...] = ()
     """Domains with few training rows, which are also judged by themselves."""
     change: Changes = {}

@@ -82,6 +82,32 @@ class Distil(BaseModel):
     """r: to how many numbers a representation is projected."""
 
 
+class Align(Optimisation):
+    """How a model's rows are aligned with what a language model makes of their texts (`training.align`)."""
+
+    model: str = "tiny"
+    """A folder in Hugging Face's format, `package:NAME`, or `tiny`; it is frozen."""
+    length: Positive = 64
+    """Tokens of a text, at most."""
+    prompts: Literal["scenario", "learned", "none"] = "scenario"
+    """In front of a text: what the meta network makes of the domain, the same for all domains, or nothing."""
+    n_prompts: Positive = 8
+    G: Positive = 2
+    """So many similar domains have a part in what represents a domain."""
+    loss: Literal["sec", "supcon", "ctrl"] = "sec"
+    """What a row is drawn to: its own text and the closest of other domains, at least one of them or each;
+    or its own alone."""
+    k: Positive = 5
+    """So many closest texts of other domains."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    live: Positive = 16
+    """Of so many rows of a batch the texts are read anew, so that prompts learn; the others' were read when
+    the epoch began."""
+    epochs: Annotated[int, Field(ge=0)] = 3
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    l2: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Recipe(BaseModel):
     """Data, model, optimisation and seed of a run."""
 
@@ -104,6 +130,8 @@ class Recipe(BaseModel):
     """Weight of the loss of all rows under the general domain, beside that of their own."""
     joint: Optimisation = Optimisation()
     tuning: Tuning = Tuning()
+    align: Annotated[Align | None, Field(exclude_if=lambda align: align is None)] = None
+    """What comes before the paradigm's own stages; where nothing does, it is not part of a run's identity."""
     distil: Distil | None = None
 
     @classmethod

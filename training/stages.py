@@ -11,6 +11,9 @@ from torch import nn
 
 from service.contract.errors import RunError
 
+ALIGN = "align"
+"""The stage before a paradigm's own, where a recipe has one (`training.align`)."""
+
 
 @dataclass(frozen=True)
 class Stage:

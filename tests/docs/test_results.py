@@ -9,26 +9,44 @@ from types import ModuleType
 
 import pytest
 
-from loadtest import bench, bench_domains, bench_swap
+from loadtest import bench, bench_domains, bench_models, bench_swap
 from training.figures import table
 
 DOCS = Path("docs")
+PAGES = {"results-kuairand-models": "models"}
+"""Of a comparison's report, where it is not that of PLATE."""
 
 
 @pytest.mark.parametrize(
     "report", sorted((DOCS / "figures").glob("results-*.json")), ids=lambda path: path.stem
 )
 def test_a_table_is_its_reports(report: Path) -> None:
-    assert table(json.loads(report.read_text())) in (DOCS / "plate.md").read_text()
+    page = DOCS / f"{PAGES.get(report.stem, 'plate')}.md"
+    assert table(json.loads(report.read_text())) in page.read_text()
 
 
 @pytest.mark.parametrize(
-    ("module", "page"), [(bench_swap, "domains"), (bench_domains, "domains"), (bench, "load-testing")]
+    ("module", "page"),
+    [
+        (bench_swap, "domains"),
+        (bench_domains, "domains"),
+        (bench, "load-testing"),
+        (bench_models, "models"),
+    ],
 )
 def test_a_benchmarks_table_is_its_reports(module: ModuleType, page: str) -> None:
     name = module.__name__.rpartition(".")[2].replace("_", "-")
     report = json.loads((DOCS / "figures" / f"{name}.json").read_text())
     assert module.markdown(report) in (DOCS / f"{page}.md").read_text()
+
+
+def test_models_differ_as_the_report_says() -> None:
+    page = (DOCS / "models.md").read_text()
+    report = json.loads((DOCS / "figures" / "results-kuairand-models.json").read_text())
+    for name, found in report["differences_from"]["Mix"].items():
+        gap = found["macro"]
+        cells = name, f"{gap['difference']:+.4f}", f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+        assert f"| {' | '.join(cells)} |\n" in page
 
 
 def test_what_the_text_says_of_load_is_in_the_reports() -> None:

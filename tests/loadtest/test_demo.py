@@ -13,6 +13,7 @@ from rich.console import Console
 from loadtest.__main__ import show
 from loadtest.demo import DemoError, demo
 from tests.conftest import TINY
+from tests.training.test_distil import STUDENT
 
 
 def test_every_answer_is_torchs_and_a_promotion_moves_them(
@@ -23,6 +24,7 @@ def test_every_answer_is_torchs_and_a_promotion_moves_them(
     report = demo(tmp_path / "tiny.yaml", tmp_path / "demo-tiny")
     assert json.loads((tmp_path / "demo-tiny" / "report.json").read_text()) == report
 
+    assert report["distilled"] is None
     assert set(report["domains"]) == {"big", "mid", "small"}
     for found in report["domains"].values():
         assert found["max_abs_diff"] < 1e-5
@@ -44,6 +46,21 @@ def test_every_answer_is_torchs_and_a_promotion_moves_them(
     shown = console.export_text()
     assert re.search(rf"big .* {report['domains']['big']['auc_http']:.4f} ", shown)
     assert "0 failed" in shown
+
+
+def test_a_student_is_shown_beside_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump({**TINY, **STUDENT}))
+    report = demo(tmp_path / "student.yaml", tmp_path / "demo-student")
+    assert report["distilled"].keys() == {"teacher", "student", "without"}
+    assert len(set(report["distilled"].values())) == 3
+    # HTTP's is of the same rows and packs.
+    assert report["distilled"]["student"] == pytest.approx(report["macro_auc_http"], abs=1e-9)
+    assert report["swap"]["failed"] == 0
+    console = Console(record=True, width=150)
+    show(report, console)
+    assert f"the student without its teacher {report['distilled']['without']:.4f}" in console.export_text()
 
 
 def test_a_step_that_fails_is_named(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Rows:
     """(n,) float32, 0 or 1."""
     target: Tensor | None = None
     """(n, 1 + r) float32: what a teacher says of a row, its logit and its representation."""
+    text: Tensor | None = None
+    """(n,) int64, a position in a list of texts (`training.align`)."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -80,7 +82,7 @@ class Rows:
             yield self[start : start + size]
 
     def joined(self, other: Rows) -> Rows:
-        """These rows, then the other's; both with a target or neither."""
+        """These rows, then the other's; what is not in both is in neither."""
         pairs = zip(self._columns(), other._columns(), strict=True)
         return Rows(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
 

@@ -1,15 +1,15 @@
-"""SAMP, the scenario-aware meta prompting of CSAMP (section 4.1): a frozen language model that reads an item's
-text behind prompts which a small network makes out of what is known of a domain.
+"""SAMP, the scenario-aware meta prompting of CSAMP (section 4.1).
 
-What represents a domain k is SR_k = [IR_k ; ER_k]. ER_k are embeddings of static features of its training
-rows, IR_k the mean ER of the domains that are most like it by Swing. Eq. 3 prints the minimum of that
-similarity, and its text says "most closely associated": here it is the maximum.
+A frozen language model reads an item's text behind prompts that a small network, the meta network, makes
+out of what is known of a domain. What represents domain k is SR_k = [IR_k ; ER_k]. ER_k are embeddings of
+static features of its training rows, IR_k the mean ER of the domains that are most like it by Swing. Eq. 3
+prints the minimum of that similarity, and its text says "most closely associated": here it is the maximum.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -82,7 +82,8 @@ def nearest(similarity: npt.NDArray[np.float64], G: int) -> npt.NDArray[np.float
         best = np.argsort(-row, kind="stable")[:G]
         best = best[row[best] > 0]
         out[at, best if len(best) else np.arange(count) != at] = 1
-    return out / np.maximum(out.sum(1, keepdims=True), 1)
+    out /= np.maximum(out.sum(1, keepdims=True), 1)
+    return out
 
 
 class MetaPrompts(nn.Module):
@@ -104,10 +105,9 @@ class MetaPrompts(nn.Module):
         self.meta = mlp(2 * _DIM * len(sizes), META, prompts * width)
         self.shape = (prompts, width)
         with torch.no_grad():
-            *_, weight, bias = self.meta.parameters()
             scale = tokens.std() / self().std()
-            weight *= scale
-            bias *= scale
+            for parameter in self.meta[-1].parameters():
+                parameter.mul_(scale)
 
     def represented(self) -> Tensor:
         """SR (D, 2 * 16 m)."""
@@ -122,7 +122,7 @@ class MetaPrompts(nn.Module):
 
 
 class LearnedPrompts(nn.Module):
-    """The same P prompts for D domains, learned as they are: the paper's ablation without the meta network."""
+    """The same P prompts for D domains, learned as they are: the paper's CSAMP-Meta."""
 
     def __init__(self, domains: int, prompts: int, tokens: Tensor) -> None:
         super().__init__()
@@ -144,15 +144,14 @@ class Reader(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model.requires_grad_(requires_grad=False).eval()
-        plain = cast("Any", model)
-        self.width: int = plain.config.hidden_size
-        self._embed: Callable[[Tensor], Tensor] = plain.get_input_embeddings()
+        self.width: int = cast("Any", model).config.hidden_size
         self.causal = self._causal()
 
     @property
     def tokens(self) -> Tensor:
         """The vectors of all tokens, (vocabulary, width)."""
-        return cast("nn.Embedding", self._embed).weight
+        found: Tensor = self._embeddings.weight
+        return found
 
     def forward(self, tokens: Tensor, prompts: Tensor | None) -> Tensor:
         """Vectors of texts.
@@ -165,7 +164,7 @@ class Reader(nn.Module):
             (n, width).
         """
         present = tokens != PAD
-        given, mask = self._embed(tokens.clamp(min=0).long()), present
+        given, mask = self._embeddings(tokens.clamp(min=0).long()), present
         if prompts is not None:
             given = torch.cat([prompts.to(given.dtype), given], 1)
             mask = torch.cat([present.new_ones(prompts.shape[:2]), present], 1)
@@ -179,6 +178,10 @@ class Reader(nn.Module):
         """It never trains: no dropout."""
         del mode
         return super().train(mode=False)
+
+    @property
+    def _embeddings(self) -> nn.Embedding:
+        return cast("nn.Embedding", cast("Any", self.model).get_input_embeddings())
 
     @torch.no_grad()
     def _causal(self) -> bool:

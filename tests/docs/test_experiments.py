@@ -1,0 +1,43 @@
+"""What the page on reports says was simulated is what the report beside it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadtest.simulate_experiments import markdown
+
+PAGE = Path("docs/experiment-report.md")
+REPORT = Path("docs/figures/simulate-experiments.json")
+
+
+def test_the_table_is_its_reports() -> None:
+    assert markdown(json.loads(REPORT.read_text())) in PAGE.read_text()
+
+
+def test_what_was_simulated_is_what_was_promised() -> None:
+    aa, ab, srm = (json.loads(REPORT.read_text())[part] for part in ("aa", "ab", "srm"))
+    assert aa["runs"] == 1000
+    assert aa["false_positive_rate_always_valid"] <= 0.05
+    assert aa["false_positive_rate_fixed"] == pytest.approx(0.05, abs=0.015)
+    assert ab["power"] == pytest.approx(ab["power_predicted"], abs=0.04)
+    assert srm["flagged_aa_runs"] <= 2
+    assert srm["flagged_49_51"] > 0.99
+    assert srm["p_of_exactly_49_51"] < 0.001
+
+
+def test_what_the_text_says_of_the_simulation_is_in_the_report() -> None:
+    page = " ".join(PAGE.read_text().split())
+    report = json.loads(REPORT.read_text())
+    aa, ab, users = (report[part] for part in ("aa", "ab", "users"))
+    more, units = ab["always_valid"]["units_of_an_arm"], ab["units_of_an_arm"]
+    for text in (
+        f"click rate of {users['click_rate_mean']:.4f}",
+        f"a deviation by unit of {users['deviation_by_unit']:.4f}",
+        f"{units:,} units an arm",
+        f"{more:,} units an arm, {more / units:.2f} times",
+        f"planned to find {100 * aa['planned_lift']:.1f} %",
+    ):
+        assert text in page, text
