@@ -60,6 +60,7 @@ results-douban: ## PLATE and its ablation on Douban, 3 seeds [MDCTR_DATA_DIR=fol
 results-kuairand: ## The same on KuaiRand [MDCTR_DATA_DIR=folder]
 results-kuairand-models: ## Nine paradigms on KuaiRand [MDCTR_DATA_DIR=folder]
 results-synthetic-100: ## The same on a hundred simulated domains
+results-csamp: ## Text aligned into models of ids [MDCTR_DATA_DIR=folder] [an hour on 2 cores]
 results-uni-ctr: ## A language model as teacher, its student, and models of ids [MDCTR_DATA_DIR=folder] [a GPU]
 results-%: export OMP_NUM_THREADS = 1
 results-%: $(READY)
