@@ -126,6 +126,8 @@ class Targets:
             RunError: the recipe is wrong, or the paradigm is no teacher.
         """
         recipe = parse(Recipe, {**distil.teacher, "seed": distil.seed}, "distil.teacher")
+        if recipe.align is not None:
+            raise RunError("distil.teacher: a teacher is not aligned: its folds' rows have no texts")
         prepared = prepare(recipe.data.name, recipe.data.options, data)
         whole = whole_run(recipe, prepared, root)
         folder = whole / f"folds-{distil.folds}-{distil.size}"
@@ -176,7 +178,9 @@ class _Teaching:
             distil: how many of them.
         """
         run = Run(whole, self.recipe, self.prepared)
-        said = _read(self._fit(run)().paradigm, self.valid)
+        fit = self._fit(run)
+        _able(fit.model.paradigm)  # before it is trained
+        said = _read(fit().paradigm, self.valid)
         space = _Components.of(said.representation, distil.size)
         fold = self._fold(distil)
         logit = np.empty(len(self.row), np.float32)
@@ -257,9 +261,7 @@ class _Components:
 
 @torch.inference_mode()
 def _read(teacher: Paradigm, rows: Rows) -> _Said:
-    if not hasattr(teacher, "read"):
-        raise RunError("the teacher's paradigm has no representations to teach")
-    able = cast("Teacher", teacher)
+    able = _able(teacher)
     teacher.eval()
     at = next(teacher.parameters()).device
     order = teacher.alike(rows)
@@ -272,6 +274,12 @@ def _read(teacher: Paradigm, rows: Rows) -> _Said:
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     return _Said(torch.cat(logits)[back].numpy(), torch.cat(representations)[back].numpy())
+
+
+def _able(paradigm: Paradigm) -> Teacher:
+    if not hasattr(paradigm, "read"):
+        raise RunError("the teacher's paradigm has no representations to teach")
+    return cast("Teacher", paradigm)
 
 
 @contextmanager

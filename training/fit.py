@@ -96,6 +96,12 @@ class Fit:
             raise RunError(f"paradigm {recipe.paradigm.name} has more than one stage over each domain")
         if recipe.align is not None and train is not None:
             raise RunError("a teacher is not aligned: its folds' rows have no texts")
+        jointly = any(stage.rows == "all domains" for stage in self.model.paradigm.stages())
+        if recipe.distil is not None and recipe.distil.representation and not jointly:
+            raise RunError(
+                f"paradigm {recipe.paradigm.name} has no stage over all domains, which is where a "
+                "representation is distilled; set distil.representation to 0"
+            )
         self.given, self.valid = train, self._rows("valid")
         self.loop = Loop(recipe.seed, progress, precision=getattr(torch, recipe.precision))
 

@@ -232,6 +232,18 @@ def test_a_paradigm_without_representations_is_no_teacher(student: Trained, tmp_
     teacher = {**TEACHER, "paradigm": {"name": "mix"}, "dim": 4}
     with pytest.raises(RunError, match="no representations to teach"):
         train(tmp_path / "run", student.data, **without(teacher=teacher))
+    assert not list(tmp_path.glob("teachers/*/weights.safetensors"))  # said before it was trained
+    aligned = {**TEACHER, "align": {}}
+    with pytest.raises(RunError, match="a teacher is not aligned"):
+        train(tmp_path / "other", student.data, **without(teacher=aligned))
+
+
+def test_a_paradigm_without_a_stage_over_all_domains_is_taught_by_logits_alone(
+    student: Trained, tmp_path: Path
+) -> None:
+    changes = without(representation=0.1)
+    with pytest.raises(RunError, match=r"set distil\.representation to 0"):
+        train(tmp_path / "run", student.data, **{**changes, "paradigm": {"name": "single"}})
 
 
 KILLED = """
