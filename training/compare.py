@@ -13,9 +13,7 @@ teacher of the base recipe's students. It searches nothing.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -26,23 +24,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import torch
 from rich.progress import Progress
 
 from service.contract import files
 from service.contract.errors import RunError
-from training import paired
+from training import paired, unseen
 from training.checkpoint import Run
-from training.data.batches import Rows
-from training.data.prepare import SPLITS, Prepared, prepare
+from training.data.prepare import Prepared, prepare
 from training.distil import alone, whole_run
 from training.fit import Fit
-from training.loop import Loop
-from training.metrics import auc
-from training.model import Model, logits
+from training.paired import deviation
 from training.plan import Changes, Distilled, Plan, Subject
 from training.recipe import Choice, Recipe, parse
-from training.tuning import tune, tuned_alone
 
 Floats = npt.NDArray[np.float64]
 _FIGURES = ("auc", "gauc", "logloss", "ne", "ece")
@@ -256,7 +249,7 @@ class _Subject:
         differences: dict[str, Any] = {}
         for name, row in rows.items():
             slices = {
-                where: {"auc_mean": float(np.mean(aucs)), "auc_std": _deviation(aucs)}
+                where: {"auc_mean": float(np.mean(aucs)), "auc_std": deviation(aucs)}
                 for where in test.slices
                 if (aucs := [test.auc(logit, where) for logit in scores[name]])
             }
@@ -271,7 +264,8 @@ class _Subject:
         if self.plan.distilled is not None and {*self.plan.distilled.model_dump().values()} <= rows.keys():
             out |= _kept(self.plan.distilled, test, scores)
         if self.unseen is not None:
-            out["unseen"] = self._on_unseen(jobs)
+            runs = [(name, job.folder, job.unseen) for (name, _), job in jobs.items()]
+            out["unseen"] = unseen.figures(runs)
         return out
 
     def _scores(self, jobs: Mapping[Any, Job]) -> tuple[paired.Rows, dict[str, list[Floats]]]:
@@ -290,94 +284,22 @@ class _Subject:
             scores.setdefault(name, []).append(found["logit"].to_numpy())
         return paired.Rows.of(test, prepared.split("train"), prepared.domains, self.thin), scores
 
-    def _on_unseen(self, jobs: Mapping[Any, Job]) -> dict[str, Any]:
-        """AUC on the test rows of domains that a model has not seen.
-
-        Under its general pack, and under a pack that was tuned on the domain's training rows with everything
-        else frozen, in so many seconds.
-        """
-        out: dict[str, dict[str, dict[str, list[float]]]] = {}
-        for (name, _), job in jobs.items():
-            if job.unseen is None:
-                continue
-            test = Prepared.open(job.unseen).split("test")
-            found = test.select("row", "domain", "label").join(
-                pl.read_parquet(job.folder / "unseen.parquet"), on="row", maintain_order="left"
-            )
-            for (domain,), mine in found.group_by("domain", maintain_order=True):
-                into = out.setdefault(name, {}).setdefault(str(domain), {})
-                for pack in ("general", "tuned"):
-                    value = auc(mine[pack].to_numpy(), mine["label"].to_numpy())
-                    into.setdefault(f"{pack}_auc", []).append(value)
-                into.setdefault("seconds", []).append(float(mine["seconds"][0]))
-        return {
-            name: {
-                domain: {
-                    f"{what}_{which}": figure(values)
-                    for what, values in found.items()
-                    for which, figure in (("mean", lambda each: float(np.mean(each))), ("std", _deviation))
-                }
-                for domain, found in domains.items()
-            }
-            for name, domains in out.items()
-        }
-
 
 def _train(job: Job) -> dict[str, Any]:
     """In a process of its own."""
     prepared = Prepared.open(job.data)
     run = Run(job.folder, job.recipe, prepared)
-    scored = job.unseen is None or (job.folder / "unseen.parquet").exists()
+    scored = job.unseen is None or (job.folder / unseen.FILE).exists()
     if run.metrics is None or not scored:
         with Progress(disable=True) as silent, alone(job.folder):
             model = Fit(job.recipe, prepared, run, silent)()
             if job.unseen is not None:
-                newcomers = _newcomers(model, Prepared.open(job.unseen), job.recipe, silent)
-                files.write(job.folder / "unseen.parquet", newcomers)
+                judged = unseen.judge(model, Prepared.open(job.unseen), job.recipe, silent)
+                files.write(job.folder / unseen.FILE, judged)
     metrics = run.metrics
     if metrics is None:
         raise RunError(f"{job.folder} did not complete")
     return metrics
-
-
-def _newcomers(model: Model, unseen: Prepared, recipe: Recipe, progress: Progress) -> bytes:
-    """Test rows of domains that a model has not seen: `general`, `tuned` and the `seconds` that tuning took.
-
-    Each domain's pack is tuned from the general one on its training rows; everything else is frozen.
-    """
-    loop = Loop(recipe.seed, progress, precision=getattr(torch, recipe.precision))
-    trains = tuned_alone(model.paradigm, recipe.paradigm.name) if recipe.tuning.epochs else None
-    parts = []
-    for domain in unseen.domains:
-        split = {name: unseen.split(name).filter(pl.col("domain") == domain) for name in SPLITS}
-        rows = {
-            name: Rows.encode(
-                frame.with_columns(domain=pl.lit(model.domains[0])), model.schema, model.domains
-            )
-            for name, frame in split.items()
-        }
-        began = time.perf_counter()
-        servable = model.paradigm.servable()
-        servable.load_state_dict(model.pack(None), strict=False)
-        if trains is not None:
-            tune(
-                servable,
-                trains,
-                recipe.tuning,
-                domain=domain,
-                train=rows["train"],
-                valid=rows["valid"],
-                loop=loop,
-                most=model.paradigm.most_rows,
-            )
-        seconds = time.perf_counter() - began
-        tuned = logits(servable, {}, rows["test"], model.paradigm.most_rows).numpy()
-        general = model.calibrated(model.logits(rows["test"], None).numpy(), None)
-        names = {"row": split["test"]["row"], "general": general, "tuned": tuned, "seconds": seconds}
-        parts.append(pl.DataFrame(names))
-    buffer = io.BytesIO()
-    pl.concat(parts).write_parquet(buffer)
-    return buffer.getvalue()
 
 
 def _over(base: Changes, source: Mapping[str, Any]) -> Changes:
@@ -425,8 +347,4 @@ def _figures(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, flo
 def _add(out: dict[str, float], name: str, values: Iterable[float]) -> None:
     listed = np.array(list(values))
     out[f"{name}_mean"] = float(listed.mean())
-    out[f"{name}_std"] = _deviation(listed)
-
-
-def _deviation(values: Sequence[float] | Floats) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    out[f"{name}_std"] = deviation(listed)

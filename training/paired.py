@@ -121,3 +121,8 @@ def _weighted(logit: Floats, label: Ints, weight: npt.NDArray[np.float32]) -> Fl
     with np.errstate(invalid="ignore"):
         found: Floats = (clicks * (below + others / 2)).sum(1) / pairs
     return found
+
+
+def deviation(values: Sequence[float] | Floats) -> float:
+    """Of a sample; 0 for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

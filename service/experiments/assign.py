@@ -11,8 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import xxhash
-
+from service.contract.hashing import position
 from service.experiments.document import UNITS, Arm, Experiment, Experiments, Unit
 
 Units = Mapping[Unit, str]
@@ -33,15 +32,6 @@ class Assignment(NamedTuple):
     """What to do otherwise than for requests in no experiment."""
     forced: bool = False
     """By a tester: an analysis leaves it out."""
-
-
-def position(salt: str, unit: str) -> float:
-    """Where a unit stands in [0, 1): the upper 53 bits of the xxh3-64 of `salt/unit` in UTF-8, over 2**53.
-
-    Which part of that is the salt is never in doubt: no salt has a slash.
-    """
-    hashed: int = xxhash.xxh3_64_intdigest(f"{salt}/{unit}".encode("utf-8", "surrogatepass"))
-    return (hashed >> 11) * 2.0**-53
 
 
 def assign(

@@ -50,6 +50,8 @@ def verify(secret: str, value: str, experiments: Experiments, now: float) -> Ass
     Raises:
         ForceRefused: nothing.
     """
+    if not secret:
+        raise ForceRefused("no arm can be forced: there is no secret to sign with")
     form = _FORM.fullmatch(value)
     if form is None:
         raise ForceRefused(f"{HEADER} is not <experiment>=<arm>;<expires>;<signature>")

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from service.experiments.assign import Units, assign, held_out, position
+from service.contract.hashing import position
+from service.experiments.assign import Units, assign, held_out
 from service.experiments.document import parse
 from tests.service.experiments.documents import experiment, read, weights
 

@@ -78,3 +78,8 @@ def test_what_cannot_be_forced_is_refused_with_the_reason(experiments, value, re
     with pytest.raises(ForceRefused, match=reason) as caught:
         verify(SECRET, value, experiments, NOW)
     assert isinstance(caught.value, RequestError)
+
+
+def test_nothing_can_be_forced_without_a_secret(experiments):
+    with pytest.raises(ForceRefused, match="there is no secret"):
+        verify("", sign("", "x", "b", EXPIRES), experiments, NOW)
