@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from export.servable import ScopedModel, graph_inputs
 from service.contract import plugins
 from service.contract.errors import RunError
 from tests.conftest import TINY, Trained, train
+from tests.killing import train_and_kill
 from training import compare
 from training.align import Alignment, aligning, heads
 from training.checkpoint import Run
@@ -37,28 +35,6 @@ from training.stages import train_mode, training_only
 
 ALIGN: dict[str, Any] = {"epochs": 2, "batch": 256, "n_prompts": 3, "live": 8, "lr": 5e-3}
 WHOLE: dict[str, Any] = {**TINY, "paradigm": {"name": "shared_bottom"}, "align": ALIGN}
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from training import fit
-from training.checkpoint import Run
-from tests.conftest import train
-from tests.training.test_align import WHOLE
-
-fit.SAVE_EVERY = fit._AT_WORK = 0
-original, left = Run.save_state, int(sys.argv[3])
-
-def dies(self, state):
-    global left
-    original(self, state)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Run.save_state = dies
-train(Path(sys.argv[1]), Path(sys.argv[2]), **WHOLE)
-"""
 
 
 def stage(prepared: Prepared, **changes: Any) -> tuple[Alignment, Pass]:
@@ -259,9 +235,7 @@ def test_rows_without_a_text_are_left_out(prepared: Prepared, monkeypatch: pytes
 # second epoch, 45 within the joint stage.
 @pytest.mark.parametrize("saved", [16, 24, 45])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(saved: int, csamp: Trained, tmp_path: Path) -> None:
-    arguments = [str(tmp_path / "run"), str(csamp.data), str(saved)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    train_and_kill(tmp_path / "run", csamp.data, saved, WHOLE)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert (state["key"] == "align") == (saved < 45)
     resumed = train(tmp_path / "run", csamp.data, **WHOLE)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from safetensors.torch import load_file
 
 from service.contract.errors import RunError
 from tests.conftest import TINY, Trained, train
+from tests.killing import train_and_kill
 from tests.training.test_fit import same
 from training import distil, losses
 from training.checkpoint import Run
@@ -246,35 +243,11 @@ def test_a_paradigm_without_a_stage_over_all_domains_is_taught_by_logits_alone(
         train(tmp_path / "run", student.data, **{**changes, "paradigm": {"name": "single"}})
 
 
-KILLED = """
-import json, os, signal, sys
-from pathlib import Path
-from training import fit
-from training.checkpoint import Run
-from tests.conftest import train
-
-fit.SAVE_EVERY = fit._AT_WORK = 0
-original, left = Run.save_state, 3
-
-def dies(self, state):
-    global left
-    original(self, state)
-    left -= self.folder.name == sys.argv[3]
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Run.save_state = dies
-train(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[4]))
-"""
-
-
 @pytest.mark.parametrize("fold", range(FOLDS))
 def test_targets_are_the_same_after_a_kill_within_a_fold(
     fold: int, student: Trained, taught: Taught, tmp_path: Path
 ) -> None:
-    arguments = [str(tmp_path / "student"), str(student.data), f"fold-{fold}", json.dumps(STUDENT)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    train_and_kill(tmp_path / "student", student.data, 3, STUDENT, run=f"fold-{fold}")
     half = targets(tmp_path, student.data)
     assert (half.folder / f"fold-{fold}" / "state.pt").exists()
     assert not (half.folder / "targets.parquet").exists()

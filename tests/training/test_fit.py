@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ from rich.progress import Progress
 
 from service.contract.errors import RunError
 from tests.conftest import TINY, Trained, train
+from tests.killing import train_and_kill
 from training import checkpoint
 from training.checkpoint import Run
 from training.data.batches import Rows
@@ -23,28 +21,6 @@ from training.metrics import auc
 from training.model import logits
 from training.paradigms.plate import Plate
 from training.recipe import Recipe
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from training import fit
-from training.checkpoint import Run
-from tests.conftest import train
-
-fit.SAVE_EVERY = fit._AT_WORK = 0
-
-original, left = Run.save_state, int(sys.argv[3])
-
-def dies(self, state):
-    global left
-    original(self, state)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Run.save_state = dies
-train(Path(sys.argv[1]), Path(sys.argv[2]))
-"""
 
 
 def same(one: Trained, two: Trained) -> bool:
@@ -59,9 +35,7 @@ def same(one: Trained, two: Trained) -> bool:
 # first domain's tuning.
 @pytest.mark.parametrize("saved", [3, 32, 55])
 def test_a_run_killed_and_resumed_ends_with_the_same_bits(saved: int, tiny: Trained, tmp_path: Path) -> None:
-    arguments = [str(tmp_path / "run"), str(tiny.data), str(saved)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    train_and_kill(tmp_path / "run", tiny.data, saved, {})
     assert (tmp_path / "run" / "state.pt").exists()
     with pytest.raises(RunError, match="not a complete run"):
         checkpoint.load(tmp_path / "run", tiny.data)
