@@ -106,7 +106,8 @@ class Comparison:
         if not self.plan.subjects:
             report = self._subject(None, self.folder)
         else:
-            found = {name: self._subject(name, self.folder / name) for name in self.plan.subjects}
+            asked = [name for name in self.plan.subjects if self._rows(name)]
+            found = {name: self._subject(name, self.folder / name) for name in asked}
             report = {"plan": self.plan.model_dump(mode="json"), "subjects": [*found], **found}
         files.write(self.folder / "report.json", json.dumps(report, indent=1))
         return report
@@ -114,7 +115,12 @@ class Comparison:
     def _subject(self, name: str | None, folder: Path) -> dict[str, Any]:
         subject = None if name is None else self.plan.subjects[name]
         one = _Subject(self.plan, subject, self.base, folder, self.data)
-        return one.report(self.only or [*self.plan.rows], self._run)
+        return one.report(self._rows(name), self._run)
+
+    def _rows(self, subject: str | None) -> list[str]:
+        """Those that are run on a subject."""
+        own = None if subject is None else self.plan.subjects[subject].rows
+        return [row for row in own or self.plan.rows if not self.only or row in self.only]
 
     def _run(self, jobs: Mapping[Any, Job], what: str) -> dict[Any, dict[str, Any]]:
         distinct = {job.folder: job for job in jobs.values()}

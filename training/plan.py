@@ -58,6 +58,8 @@ class Subject(BaseModel):
     """What else differs from the base recipe."""
     unseen: Changes | None = None
     """Options of the source that give rows of domains which no model has seen, for the general pack."""
+    rows: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Which of the plan's; all of them where nothing is said."""
 
 
 class Distilled(BaseModel):
@@ -111,6 +113,7 @@ class Plan(BaseModel):
         named = {row.joint_of for row in plan.rows.values()} - {None}
         named |= {row for curve in plan.curves.values() for row in curve.points}
         named |= {row for bar in plan.bars.values() for row in bar} | set(plan.sizes)
+        named |= {row for subject in plan.subjects.values() for row in subject.rows or ()}
         named |= {plan.against} - {None} | set(plan.distilled.model_dump().values() if plan.distilled else ())
         chained = [
             name

@@ -27,10 +27,10 @@ FILE = "unseen.parquet"
 
 
 def judge(model: Model, unseen: Prepared, recipe: Recipe, progress: Progress) -> bytes:
-    """Test rows of other domains, as a Parquet file: `row`, `general`, `tuned`, `seconds`.
+    """Test rows of other domains, as a Parquet file: `row`, `general`, `own`, `tuned`, `seconds`.
 
-    Each domain's pack is tuned from the general one on its training rows; everything else is frozen. A recipe
-    without tuning leaves `tuned` and `seconds` empty.
+    `own` has the logit by each of the model's own domains. A domain's pack is tuned from the general one on
+    its training rows; everything else is frozen. A recipe without tuning leaves `tuned` and `seconds` empty.
 
     Args:
         model: trained.
@@ -45,7 +45,9 @@ def judge(model: Model, unseen: Prepared, recipe: Recipe, progress: Progress) ->
         split = {name: unseen.split(name).filter(pl.col("domain") == domain) for name in SPLITS}
         rows = {name: _encoded(frame, model) for name, frame in split.items()}
         general = model.calibrated(model.logits(rows["test"], None).numpy(), None)
+        own = [model.logits(rows["test"], seen).numpy() for seen in model.domains]
         columns: dict[str, Any] = {"row": split["test"]["row"], "general": general}
+        columns["own"] = np.stack(own, 1).astype(np.float64)
         columns |= {name: pl.Series([None] * len(general), dtype=pl.Float64) for name in ("tuned", "seconds")}
         if recipe.tuning.epochs:
             began = time.perf_counter()
@@ -76,8 +78,9 @@ def figures(runs: Iterable[tuple[str, Path, Path | None]]) -> dict[str, Any]:
         runs: a model's name, its run's folder, and the prepared rows that it was judged on, if it was.
 
     Returns:
-        `{<model>: {<domain>: {general_auc_mean, general_auc_std, tuned_auc_mean, ..., seconds_mean, ...}}}`;
-        without the latter two where nothing was tuned.
+        `{<model>: {<domain>: {general_auc_mean, general_auc_std, best_own_auc_mean, ..., tuned_auc_mean, ...,
+        seconds_mean, ...}}}`; without the latter two where nothing was tuned. `best_own` is that of the
+        model's own domains which ranks the rows best: the test rows themselves choose it, so it flatters.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name, folder, unseen in runs:
@@ -89,6 +92,8 @@ def figures(runs: Iterable[tuple[str, Path, Path | None]]) -> dict[str, Any]:
             into = found.setdefault(name, {}).setdefault(str(domain), {})
             label = mine["label"].to_numpy()
             into.setdefault("general_auc", []).append(auc(mine["general"].to_numpy(), label))
+            own = mine["own"].to_numpy()
+            into.setdefault("best_own_auc", []).append(max(auc(each, label) for each in own.T))
             if not mine["tuned"].has_nulls():
                 into.setdefault("tuned_auc", []).append(auc(mine["tuned"].to_numpy(), label))
                 into.setdefault("seconds", []).append(float(mine["seconds"][0]))

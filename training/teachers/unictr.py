@@ -239,7 +239,11 @@ class UniCTR(Paradigm):
     def _by_domain(self, layers: Sequence[Tensor], present: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
         logits: Tensor | None = None
         found: Tensor | None = None
-        for at in torch.unique(domain).tolist():
+        domains = torch.unique(domain).tolist()
+        if len(domains) == 1:  # most batches, and all of the general network's
+            alone: tuple[Tensor, Tensor] = self.networks[domains[0]](layers, present)
+            return alone
+        for at in domains:
             mine = (domain == at).nonzero()[:, 0]
             each = [layer.index_select(0, mine) for layer in layers]
             logit, representation = self.networks[at](each, present.index_select(0, mine))
