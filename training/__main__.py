@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import polars as pl
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -86,7 +87,7 @@ def compare(
     chosen = Plan.load(plan)
     with progress() as bars:
         report = Comparison(chosen, out, data, processes=processes, progress=bars, only=row or ())()
-    parts = {name: report[name] for name in chosen.subjects} or {"": report}
+    parts = {name: report[name] for name in report.get("subjects", ())} or {"": report}
     for name, part in parts.items():
         files.write(out / name / "table.md", figures.table(part))
         for drawn in figures.draw(part, out / name):
@@ -141,6 +142,25 @@ def layers(
     files.write(out / "layers.npz", buffer.getvalue())
     figures.scatter(found, frame["domain"].to_list(), out / "layers.png")
     cli.result(str(out / "layers.png"))
+
+
+@app.command()
+def vectors(
+    items: Path,
+    prepared: Annotated[Path, typer.Option(help="The folder of prepared data that a model was trained on.")],
+    out: Annotated[Path, typer.Option(help="Parquet for `python -m export items`.")],
+) -> None:
+    """Vectors of new items' texts: reads `text` or `name` of a Parquet or CSV file, writes `item.text`."""
+    from training.vectors import described  # noqa: PLC0415 - needs the extra `text`
+
+    try:
+        read = pl.read_csv(items) if items.suffix == ".csv" else pl.read_parquet(items)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise RunError(f"cannot read {items}: {' '.join(str(error).split())}") from error
+    buffer = io.BytesIO()
+    described(read, preparation.Prepared.open(prepared)).write_parquet(buffer)
+    files.write(out, buffer.getvalue())
+    cli.result(str(out))
 
 
 def progress() -> Progress:

@@ -10,6 +10,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,26 +189,56 @@ def vocabulary(path: Path) -> int:
     return len(_tokenizer(path))
 
 
-def vectors(path: Path, texts: Sequence[str], size: int, device: str = "cpu") -> npt.NDArray[np.float32]:
-    """What a model makes of each text, in few numbers.
+@dataclass(frozen=True)
+class Axes:
+    """What brings a model's vectors of texts to few numbers: the first principal axes of some texts."""
 
-    The masked mean of the last hidden states, at unit length, on the first `size` principal axes of these
-    texts; all columns have one scale, at which a row's mean square length is 1.
+    mean: npt.NDArray[np.float64]
+    """(width,)"""
+    axes: npt.NDArray[np.float64]
+    """(size, width), each of unit length, and pointing where its largest entry does."""
+    length: float
+    """Of the texts on these axes, as the root of the mean square."""
+
+    @classmethod
+    def of(cls, read: npt.NDArray[np.float64], size: int) -> Axes:
+        """Those of n texts, as `means` reads them.
+
+        Raises:
+            RunError: `size` is more than their width, or than n.
+        """
+        if size > min(read.shape):
+            raise RunError(f"{read.shape[0]} texts of width {read.shape[1]} have no {size} principal axes")
+        mean = read.mean(axis=0)
+        axes = np.linalg.svd(read - mean, full_matrices=False)[2][:size]
+        axes *= np.sign(axes[np.arange(size), np.abs(axes).argmax(axis=1)])[:, None]
+        return cls(mean, axes, np.sqrt((((read - mean) @ axes.T) ** 2).sum(axis=1).mean()))
+
+    def of_texts(self, read: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Vectors of n texts on these axes, (n, size).
+
+        All columns have one scale, at which the texts that the axes are of have a mean square length of 1.
+        """
+        scores = (read - self.mean) @ self.axes.T
+        scaled: npt.NDArray[np.float32] = (scores / (self.length or 1.0)).astype(np.float32)
+        return scaled
+
+
+def means(path: Path, texts: Sequence[str], device: str = "cpu") -> npt.NDArray[np.float64]:
+    """What a model makes of each text: the masked mean of the last hidden states, at unit length.
 
     Returns:
-        (n, size) float32.
+        (n, width).
 
     Raises:
-        RunError: the folder has no model, or `size` is more than its width or the number of texts.
+        RunError: the folder has no model.
     """
     with _quiet(path):
         model = transformers.AutoModel.from_pretrained(path, local_files_only=True, dtype=torch.float32)
     width = model.config.hidden_size
-    if size > min(width, len(texts)):
-        raise RunError(f"model {path}: {len(texts)} texts of width {width} have no {size} principal axes")
     tokens = tokenise(path, texts, min(_LONGEST, model.config.max_position_embeddings))
     ends = (tokens != PAD).sum(axis=1)
-    means, order = np.empty((len(texts), width), np.float32), np.argsort(ends, kind="stable")
+    found, order = np.empty((len(texts), width)), np.argsort(ends, kind="stable")
     model.eval().to(device)
     with torch.inference_mode():
         for start in range(0, len(order), _BATCH):
@@ -216,8 +247,18 @@ def vectors(path: Path, texts: Sequence[str], size: int, device: str = "cpu") ->
             mask = ids != PAD
             hidden = model(input_ids=ids.clamp(min=0), attention_mask=mask.long()).last_hidden_state
             mean = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            means[at] = torch.nn.functional.normalize(mean, dim=1).float().cpu().numpy()
-    return _principal(means.astype(np.float64), size)
+            found[at] = torch.nn.functional.normalize(mean, dim=1).float().cpu().numpy()
+    return found
+
+
+def vectors(path: Path, texts: Sequence[str], size: int) -> npt.NDArray[np.float32]:
+    """What a model makes of each text, on the first `size` principal axes of these texts, (n, size).
+
+    Raises:
+        RunError: the folder has no model, or there are fewer axes.
+    """
+    read = means(path, texts)
+    return Axes.of(read, size).of_texts(read)
 
 
 def tiny(path: Path, texts: Sequence[str], seed: int = 0) -> None:
@@ -328,18 +369,6 @@ def _clicked(history: pl.Series, items: pl.DataFrame, most: int) -> pl.Series:
         .agg(pl.format("product '{}'", "name").str.join(" & ").alias("clicked"))
     )
     return rows.join(named, on="at", how="left", maintain_order="left")["clicked"]
-
-
-def _principal(rows: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float32]:
-    """Rows (n, w) on their first principal axes (n, size); an axis points where its largest entry does."""
-    centred = rows - rows.mean(axis=0)
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:size]
-    largest = np.abs(axes).argmax(axis=1)
-    axes *= np.sign(axes[np.arange(size), largest])[:, None]
-    scores = centred @ axes.T
-    length = np.sqrt((scores**2).sum(axis=1).mean())
-    scaled: npt.NDArray[np.float32] = (scores / (length if length > 0 else 1.0)).astype(np.float32)
-    return scaled
 
 
 def _tokenizer(path: Path) -> Any:  # noqa: ANN401 - the library's own classes have no common type
