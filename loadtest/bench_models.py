@@ -3,7 +3,7 @@
 Every row of a comparison is a bundle with a service of its own on one core; one Redis has the packs of all.
 Every test row goes over HTTP. Then all are asked in turn, in interleaved rounds, and a ratio is the median of
 the rounds' ratios to the first model. Beside it stands the core's time that a request takes in the service,
-which other work on the machine moves less than requests/s.
+which other work on the machine moves less than requests/s; and how long answers took, of all rounds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files as resources
@@ -50,11 +50,16 @@ from training.model import Model
 from training.plan import Plan
 from training.recipe import Recipe, parse
 
+Floats = npt.NDArray[np.float64]
+
 _PLAN, _BASE = "kuairand_models", "plate_synthetic"
 _MOST = 1000
 """Candidates of a request of test rows."""
 _REQUESTS = 32
 """Different ones that are timed."""
+_RESAMPLES = 500
+_DEADLINE_MS = 60_000
+"""A language model must not be refused for being slow."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,13 @@ class _Timed:
     """By round."""
     answers: int = 0
     core_seconds: float = 0.0
+    seconds: list[Floats] = field(default_factory=list)
+    """By round, of each answer."""
+
+    def within(self, share: float, rounds: Sequence[int] | None = None) -> float:
+        """The milliseconds within which this share of some rounds' answers was there; of all rounds'."""
+        chosen = self.seconds if rounds is None else [self.seconds[at] for at in rounds]
+        return float(np.quantile(np.concatenate(chosen), share)) * 1e3
 
 
 def compared(folder: Path) -> dict[str, Path]:
@@ -107,8 +119,18 @@ def quick(folder: Path, data: Path, change: Mapping[str, Any] | None = None) -> 
     return runs
 
 
-def bench(size: Size, runs: Mapping[str, Path], data: Path, folder: Path, console: Console) -> dict[str, Any]:
+def bench(
+    size: Size,
+    runs: Mapping[str, Path],
+    data: Path,
+    folder: Path,
+    console: Console,
+    *,
+    whole: Collection[str] = (),
+) -> dict[str, Any]:
     """Every run, the first of which the others are compared with; the report is also `folder/report.json`.
+
+    A run that is there twice is exported once and served twice: how far the two are apart is noise.
 
     Args:
         size: how much is timed.
@@ -116,6 +138,7 @@ def bench(size: Size, runs: Mapping[str, Path], data: Path, folder: Path, consol
         data: the folder of prepared data sets.
         folder: for the report and logs.
         console: for progress.
+        whole: models that compute all of a candidate in the request, nothing of an item in advance.
 
     Raises:
         BenchError: a service did not answer.
@@ -126,14 +149,17 @@ def bench(size: Size, runs: Mapping[str, Path], data: Path, folder: Path, consol
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mdctr-bench-")))
         store = stack.enter_context(redis_server())
-        ports = {}
+        ports, bundles = {}, dict[Path, Bundle]()
         for name, run in runs.items():
             recipe, prepared, model, metrics = checkpoint.load(run, data)
-            bundle = build(recipe, prepared, model, metrics, place)
+            halves = False if name in whole else None
+            if run not in bundles:
+                bundles[run] = build(recipe, prepared, model, metrics, place, item_halves=halves)
+            bundle = bundles[run]
             made = Stage(bundle, model, store, folder / _slug(name))
             made.folder.mkdir(parents=True, exist_ok=True)
             nbytes = asyncio.run(_publish(made))
-            ports[name] = stack.enter_context(made.serve(cores.server))
+            ports[name] = stack.enter_context(made.serve(cores.server, deadline_ms=str(_DEADLINE_MS)))
             bodies[name] = _timed_requests(bundle, prepared.split("test"), size.candidates)
             domains = _domains(ports[name], model, prepared.split("test"))
             models[name] = {
@@ -146,15 +172,20 @@ def bench(size: Size, runs: Mapping[str, Path], data: Path, folder: Path, consol
             }
             console.print(f"{name}: largest difference from torch {models[name]['max_abs_diff']:.1e}")
         timed = _rounds(size, ports, bodies, console)
-    first = np.array(timed[next(iter(runs))].rps)
+    first = timed[next(iter(runs))]
     for name, each in timed.items():
-        low, middle, high = np.percentile(np.array(each.rps) / first, [10, 50, 90])
+        low, middle, high = np.percentile(np.array(each.rps) / np.array(first.rps), [10, 50, 90])
         models[name] |= {
             "rps": float(np.median(each.rps)),
             "ratio": middle,
             "ratio_low": low,
             "ratio_high": high,
             "core_us": each.core_seconds / each.answers * 1e6,
+            "answers": each.answers,
+            "p50_ms": each.within(0.5),
+            "p99_ms": each.within(0.99),
+            "p50_ratio": _slower(each, first, 0.5),
+            "p99_ratio": _slower(each, first, 0.99),
         }
     report = {
         "data": prepared.about.source,
@@ -236,7 +267,7 @@ def _domains(port: int, model: Model, test: pl.DataFrame) -> dict[str, dict[str,
     return found
 
 
-def _answers(port: int, frame: pl.DataFrame, model: Model, domain: str) -> npt.NDArray[np.float64]:
+def _answers(port: int, frame: pl.DataFrame, model: Model, domain: str) -> Floats:
     """Probabilities (n,) of a domain's rows."""
     answered = np.full(frame.height, np.nan)
     with closing(Closed(port)) as client:
@@ -271,7 +302,7 @@ def _rounds(
     """Every model in every round."""
     timed = {name: _Timed() for name in ports}
     process = {name: _worker(port) for name, port in ports.items()}
-    order = [*ports]
+    order, draw = [*ports], np.random.default_rng(0)
 
     def ask(name: str) -> None:
         # A service closes what is idle for seconds, so each slice has connections of its own.
@@ -281,18 +312,26 @@ def _rounds(
         each = timed[name]
         each.rps.append(rps)
         each.answers += len(seconds)
+        each.seconds.append(seconds)
         each.core_seconds += _core_seconds(process[name]) - before
 
     with on(divide(1).client):
         for name in order:
             ask(name)
             timed[name] = _Timed()  # that was to warm it up
-        for at in track(range(size.rounds), f"{size.candidates} candidates", console=console):
-            # Each is measured after each other in turn, not always after the same.
-            turn = at % len(order)
-            for name in order[turn:] + order[:turn]:
-                ask(name)
+        for _ in track(range(size.rounds), f"{size.candidates} candidates", console=console):
+            # None always comes after the same one, which may leave the caches cold.
+            for place in draw.permutation(len(order)):
+                ask(order[place])
     return timed
+
+
+def _slower(one: _Timed, other: _Timed, share: float) -> list[float]:
+    """How many times as long one's answers took, with 95 % of resamples of the rounds."""
+    rounds = np.random.default_rng(0).integers(len(one.seconds), size=(_RESAMPLES, len(one.seconds)))
+    drawn = [one.within(share, some) / other.within(share, some) for some in rounds.tolist()]
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    return [one.within(share) / other.within(share), low, high]
 
 
 def _worker(port: int) -> int:

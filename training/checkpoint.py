@@ -141,6 +141,20 @@ class Run:
             d: load_file(self.domain_file(d)) for d in model.domains if self.domain_file(d).exists()
         }
 
+    def restore_complete(self, model: Model) -> None:
+        """Load a complete run.
+
+        Raises:
+            RunError: its weights, or a domain's, are gone.
+        """
+        ranges = {stage.rows for stage in model.paradigm.stages()}
+        wanted = [self._weights] if "all domains" in ranges else []
+        if "each domain" in ranges:
+            wanted += [self.domain_file(domain) for domain in model.domains]
+        if gone := [path.name for path in wanted if not path.exists()]:
+            raise RunError(f"{self.folder} was complete, and now lacks {', '.join(gone)}")
+        self.restore(model)
+
 
 def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, Any]]:
     """A complete run: its recipe, data, model and metrics.
@@ -150,7 +164,7 @@ def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, A
         data: the folder of prepared data sets.
 
     Raises:
-        RunError: there is no complete run in the folder, or its data is gone.
+        RunError: there is no complete run in the folder, or its data or weights are gone.
     """
     path = folder / "recipe.json"
     if not path.exists() or not (folder / "metrics.json").exists():
@@ -160,7 +174,7 @@ def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, A
     prepared = Prepared.open(data / described["data"])
     model = build(recipe, prepared.schema, prepared.domains)
     run = Run(folder, recipe, prepared)
-    run.restore(model)
+    run.restore_complete(model)
     metrics = run.metrics
     if metrics is None:
         raise RunError(f"{folder} is not a complete run")

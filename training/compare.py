@@ -2,7 +2,7 @@
 
 A plan names rows of a table; each is a base recipe with some values changed. Every row gets the same
 budget: first the joint settings are tried (no tuning, first seed, macro AUC on validation), then, under
-the best of them, the tuning settings. The winner is trained with every seed. Test rows are looked at only
+the best of them, the tuning settings, each with whatever else a row tries. The winner is trained with every seed. Test rows are looked at only
 in the report. Each run lies in a folder named by its recipe, so a comparison that was killed goes on, and
 runs that rows have in common are trained once.
 
@@ -179,16 +179,21 @@ class _Subject:
     def _search_tuning(
         self, rows: Sequence[str], joint: Mapping[str, Changes], run: _Run
     ) -> dict[str, Changes]:
-        jobs = {
-            (name, at): self._job(name, {"joint": joint[name], "tuning": change, "seed": self.plan.seeds[0]})
+        settings = {
+            name: [
+                {"joint": joint[name], "tuning": change, **other}
+                for other in self.plan.rows[name].tries
+                for change in self.plan.tuning
+            ]
             for name in rows
-            for at, change in enumerate(self.plan.tuning)
+        }
+        jobs = {
+            (name, at): self._job(name, {**change, "seed": self.plan.seeds[0]})
+            for name in rows
+            for at, change in enumerate(settings[name])
         }
         found = run(jobs, "tuning settings")
-        return {
-            name: {"joint": joint[name], "tuning": self.plan.tuning[_best(found, name, "pack")]}
-            for name in rows
-        }
+        return {name: settings[name][_best(found, name, "pack")] for name in rows}
 
     def _job(self, name: str, settings: Changes) -> Job:
         row, base = self.plan.rows[name], self.base
@@ -243,6 +248,7 @@ class _Subject:
             "seeds": list(self.plan.seeds),
             "domains": list(next(iter(found.values()))["domains"]),
             "budget_per_row": {"joint": len(self.plan.joint), "tuning": len(self.plan.tuning)},
+            "tried_of_row": {name: len(self.plan.rows[name].tries) for name in chosen},
             "chosen_on_validation": max(candidates, key=lambda name: rows[name]["valid_macro_auc_mean"]),
             "rows": rows,
             **(self._paired(rows, jobs) if self.plan.against in rows else {}),

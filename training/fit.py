@@ -122,7 +122,7 @@ class Fit:
         if self.run.metrics is None:
             self.train()
             self._finish()
-        self.run.restore(self.model)
+        self.run.restore_complete(self.model)
         return self.model
 
     def train(self) -> Model:

@@ -26,6 +26,8 @@ class Row(BaseModel):
     a curve should show one change alone."""
     candidate: bool = False
     """Whether the row may be chosen as the best on validation."""
+    tries: Annotated[tuple[Changes, ...], Field(min_length=1)] = ({},)
+    """What else is tried of it, each with every tuning setting: how much a student listens to its teacher."""
     teacher: bool = False
     """The row is the teacher that the base recipe distils, and `change` is one of the teacher's recipe."""
     plain: bool = False

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from loadtest import bench, bench_domains, bench_models, bench_swap
+from loadtest import bench, bench_csamp, bench_domains, bench_models, bench_swap
 from training.figures import table
 
 DOCS = Path("docs")
@@ -32,6 +32,7 @@ def test_a_table_is_its_reports(report: Path) -> None:
         (bench_domains, "domains"),
         (bench, "load-testing"),
         (bench_models, "models"),
+        (bench_csamp, "csamp"),
     ],
 )
 def test_a_benchmarks_table_is_its_reports(module: ModuleType, page: str) -> None:

@@ -302,3 +302,16 @@ def test_rows_of_a_plan_change_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     aucs = {row["macro"]["auc_mean"] for row in report["one"]["rows"].values()}
     assert len(aucs) == 3
     assert {*report["one"]["differences_from"]["plain"]} == {"ctrl", "csamp"}
+
+
+def test_the_plans_csamp_is_the_recipes() -> None:
+    """A plan whose base is another recipe has to say all that CSAMP is."""
+    recipes = {
+        name: Recipe.load(Path(f"training/recipes/{name}.yaml")).model_dump(mode="json")
+        for name in ("csamp_movielens", "ctr_bert_movielens")
+    }
+    csamp, base = recipes.values()
+    row = Plan.load(Path("training/plans/csamp.yaml")).rows["Shared bottom, CSAMP"]
+    assert row.plain
+    made = compare.merged({**base, "data": base["data"]["of"], "name": csamp["name"]}, row.change)
+    assert Recipe.model_validate(made) == Recipe.model_validate(csamp)

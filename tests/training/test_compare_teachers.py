@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ PLAN: dict[str, Any] = {
     "distilled": {"teacher": "teacher", "student": "student", "without": "without"},
     "rows": {
         "teacher": {"teacher": True},
-        "student": {},
+        "student": {"tries": [{}, {"distil": {"weight": 0.1}}, {"distil": None}]},
         "without": {"change": {"distil": None}},
         "ids": {"plain": True, "change": {"paradigm": {"name": "mix"}, "distil": None}},
         "flat teacher": {"teacher": True, "seeds": [0], "change": {"paradigm": {"ladder": False}}},
@@ -101,6 +102,29 @@ def test_the_table_and_the_students_have_one_teacher(done):
     table = pl.read_parquet(next(targets[0].glob("folds-*/targets.parquet")))
     assert table["row"].n_unique() == table.height
     assert set(table["fold"].unique()) == {0, 1}
+
+
+def test_what_a_student_takes_from_its_teacher_is_chosen_on_validation(done):
+    one = done[1]["one"]
+    tried = PLAN["rows"]["student"]["tries"]
+    chosen = {name: value for name, value in one["rows"]["student"]["settings"].items() if name == "distil"}
+    assert chosen in tried
+    # A run of the same recipe is one run, so the choice can be looked up among those there are: all three
+    # differ in nothing but the part `distil`.
+    runs = [
+        (
+            recipe["distil"],
+            json.loads((path.parent / "metrics.json").read_text())["valid"]["macro"]["pack"]["auc"],
+        )
+        for path in (done[0] / "out" / "one" / "runs").glob("*/recipe.json")
+        if (recipe := json.loads(path.read_text())["recipe"])["seed"] == 0
+        and recipe["paradigm"]["name"] == "plate"
+        and recipe["tuning"]["epochs"] == 1
+    ]
+    assert len(runs) == 3
+    best = max(runs, key=lambda run: run[1])[0]
+    weight = 0.5 if chosen == {} else (chosen["distil"] or {}).get("weight")
+    assert (best["weight"] if best else None) == weight
 
 
 def test_domains_that_no_model_has_seen_are_judged_before_and_after_tuning(done):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,16 @@ def test_a_run_killed_and_resumed_ends_with_the_same_bits(saved: int, tiny: Trai
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len({(line["stage"], line["epoch"]) for line in lines}) == len(lines)
     assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_a_complete_run_that_lost_a_file_is_refused(tiny: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny.folder, folder)
+    domain = tiny.model.domains[0]
+    for gone in (folder / "domains" / f"{domain}.safetensors", folder / "weights.safetensors"):
+        gone.unlink()
+        with pytest.raises(RunError, match=f"was complete, and now lacks .*{gone.name}"):
+            checkpoint.load(folder, tiny.data)
 
 
 def test_same_seed_same_bits_and_another_seed_others(tiny: Trained, tmp_path: Path) -> None:

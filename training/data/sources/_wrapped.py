@@ -116,3 +116,14 @@ class Wrapped:
         if self._options.model != "tiny":
             found.append(self._sums(self.model))
         return hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def words(items: pl.DataFrame) -> pl.Series:
+    """The text of each item, or its name; null where there is neither."""
+    columns = [name for name in ("text", "name") if name in items.columns]
+    return items.select(pl.coalesce(*columns, pl.lit(None, pl.String)).alias("words"))["words"]
+
+
+def texts(source: Source, given: Interactions, items: pl.DataFrame) -> list[str]:  # noqa: ARG001 - as asked
+    """What a tiny model that reads items is made of."""
+    return words(items).drop_nulls().to_list()

@@ -7,6 +7,7 @@ all items' texts, as the table of items is known before any row; no label has a 
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated
 
 import polars as pl
@@ -14,9 +15,9 @@ from pydantic import Field as Constraint
 
 from service.contract.field import Field
 from training import text
-from training.data.sources._protocol import Interactions, Source
+from training.data.sources._protocol import Interactions
 from training.data.sources._published import Checked
-from training.data.sources._wrapped import Wrapped, Wrapping
+from training.data.sources._wrapped import Wrapped, Wrapping, texts, words
 
 
 class Options(Wrapping):
@@ -36,7 +37,7 @@ class TextVectors(Checked):
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._wrapped = Wrapped(options, _texts, text.checksum)
+        self._wrapped = Wrapped(options, texts, text.checksum)
         super().__init__(self._wrapped)
 
     @property
@@ -44,6 +45,15 @@ class TextVectors(Checked):
         """The wrapped source's, and `item.text`."""
         vector = Field(name="text", owner="item", kind="vector", size=self._options.size)
         return *self._wrapped.source.fields, vector
+
+    @property
+    def model(self) -> Path:
+        """The language model's folder.
+
+        Raises:
+            RunError: there is no such model.
+        """
+        return self._wrapped.model
 
     def interactions(self) -> Interactions:
         """The wrapped source's rows.
@@ -65,20 +75,10 @@ class TextVectors(Checked):
 
     @cached_property
     def _described(self) -> pl.DataFrame:
-        items = self._wrapped.items.with_columns(_words(self._wrapped.items).alias("words"))
+        items = self._wrapped.items.with_columns(words(self._wrapped.items).alias("words"))
         known = items.drop_nulls("words").select("words").unique(maintain_order=True)
-        found = text.vectors(self._wrapped.model, known["words"].to_list(), self._options.size)
+        read = text.means(self._wrapped.model, known["words"].to_list())
+        found = text.Axes.of(read, self._options.size).of_texts(read)
         vectors = pl.Series("item.text", found).cast(pl.List(pl.Float32))
         known = known.with_columns(vectors)
         return items.join(known, on="words", how="left", maintain_order="left").drop("words")
-
-
-def _words(items: pl.DataFrame) -> pl.Series:
-    """The text of each item, or its name."""
-    words = [name for name in ("text", "name") if name in items.columns]
-    return items.select(pl.coalesce(*words, pl.lit(None, pl.String)).alias("words"))["words"]
-
-
-def _texts(source: Source, given: Interactions, items: pl.DataFrame) -> list[str]:  # noqa: ARG001 - as asked
-    """Words for a tiny model."""
-    return _words(items).drop_nulls().to_list()
