@@ -89,7 +89,10 @@ def compare(
         report = Comparison(chosen, out, data, processes=processes, progress=bars, only=row or ())()
     parts = {name: report[name] for name in report.get("subjects", ())} or {"": report}
     for name, part in parts.items():
-        files.write(out / name / "table.md", figures.table(part))
+        tables = [figures.table(part)]
+        tables += [figures.differences(part)] if "differences_from" in part else []
+        tables += [figures.newcomers(part)] if "unseen" in part else []
+        files.write(out / name / "table.md", "\n".join(tables))
         for drawn in figures.draw(part, out / name):
             Console(stderr=True).print(f"drew {drawn}")
     if as_json:

@@ -18,6 +18,8 @@ _BYTES = 4
 """Of a float32."""
 _SPARSE = 8
 """Of an id and a float32."""
+_SLICES = ("macro", "thin domains", "new items")
+_NEWCOMER = {"general_auc": "general pack", "best_own_auc": "best own domain", "tuned_auc": "tuned"}
 _MOST_DOMAINS = 8
 """Columns of domains that a table has; with more domains it has none."""
 
@@ -47,13 +49,45 @@ def table(report: Mapping[str, Any]) -> str:
         cells += [f"{macro['uncalibrated_logloss_mean']:.4f}", f"{row['parameters_of_domain']:,}"]
         cells += [f"{size:,}" for size in pack_bytes(row)]
         lines.append(cells)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return _markdown(lines)
+
+
+def differences(report: Mapping[str, Any]) -> str:
+    """AUC by slice, and how much it differs from one row's, with 95 % intervals, as a Markdown table."""
+    ((against, found),) = report["differences_from"].items()
+    slices = [name for name in _SLICES if name in report["rows"][against]["slices"]]
+    lines = [["model", *(cell for name in slices for cell in (f"AUC, {name}", f"against {against}"))]]
+    lines.append(["---"] * len(lines[0]))
+    for name, row in report["rows"].items():
+        cells = [f"**{name}**" if name == report["chosen_on_validation"] else name]
+        for where in slices:
+            auc, gap = row["slices"][where], found.get(name, {}).get(where)
+            spread = f" ± {auc['auc_std']:.4f}" if len(row["runs"]) > 1 else ""
+            cells.append(f"{auc['auc_mean']:.4f}{spread}")
+            cells.append(f"{gap['difference']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})" if gap else "")
+        lines.append(cells)
+    return _markdown(lines)
+
+
+def newcomers(report: Mapping[str, Any]) -> str:
+    """AUC on the test rows of domains that no model has seen, as a Markdown table."""
+    domains = [*next(iter(report["unseen"].values()))]
+    lines = [["model", *(f"{head}, {domain}" for domain in domains for head in _NEWCOMER.values())]]
+    lines.append(["---"] * len(lines[0]))
+    for name, row in report["unseen"].items():
+        found = [row[domain].get(f"{figure}_mean") for domain in domains for figure in _NEWCOMER]
+        lines.append([name, *("" if auc is None else f"{auc:.4f}" for auc in found)])
+    return _markdown(lines)
 
 
 def shown(report: Mapping[str, Any]) -> list[str]:
     """The domains that have a column of their own in a table."""
     domains: list[str] = report["domains"]
     return domains if len(domains) <= _MOST_DOMAINS else []
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def pack_bytes(row: Mapping[str, Any]) -> tuple[int, int]:

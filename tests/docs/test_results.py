@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 
 from loadtest import bench, bench_csamp, bench_domains, bench_models, bench_swap
-from training.figures import table
+from training.figures import differences, newcomers, table
 
 DOCS = Path("docs")
-PAGES = {"results-kuairand-models": "models"}
+PAGES = {"results-kuairand-models": "models", "results-uni-ctr": "uni-ctr", "results-csamp": "csamp"}
 """Of a comparison's report, where it is not that of PLATE."""
 
 
@@ -21,8 +21,13 @@ PAGES = {"results-kuairand-models": "models"}
     "report", sorted((DOCS / "figures").glob("results-*.json")), ids=lambda path: path.stem
 )
 def test_a_table_is_its_reports(report: Path) -> None:
-    page = DOCS / f"{PAGES.get(report.stem, 'plate')}.md"
-    assert table(json.loads(report.read_text())) in page.read_text()
+    page = (DOCS / f"{PAGES.get(report.stem, 'plate')}.md").read_text()
+    found = json.loads(report.read_text())
+    if "subjects" not in found:
+        assert table(found) in page
+    for part in (found[name] for name in found.get("subjects", ())):
+        assert differences(part) in page
+        assert "unseen" not in part or newcomers(part) in page
 
 
 @pytest.mark.parametrize(
