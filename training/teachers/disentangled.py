@@ -83,7 +83,8 @@ class Disentangled(nn.Module):
 
     def _heads(self, hidden: Tensor) -> Tensor:
         """(B, L, width) to (N, B, L, d)."""
-        return hidden.unflatten(2, (self.heads, -1)).permute(2, 0, 1, 3)
+        B, L, width = hidden.shape
+        return hidden.view(B, L, self.heads, width // self.heads).permute(2, 0, 1, 3)
 
     @staticmethod
     def _met(side: Tensor, table: Tensor, index: Tensor) -> Tensor:

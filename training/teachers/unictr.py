@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -97,10 +97,27 @@ class Reader(nn.Module):
         if not torch.compiler.is_exporting():
             ids, present = _close(ids, present)
         position = (present.long().cumsum(1) - 1).clamp(min=0)
-        found = self.model(
-            input_ids=ids, attention_mask=present.long(), position_ids=position, output_hidden_states=True
-        )
+        given = {"input_ids": ids, "attention_mask": present.long(), "position_ids": position}
+        found = _reduced(self.model, output_hidden_states=True, **given)
         return found.hidden_states, present
+
+
+def _reduced(module: nn.Module, *arrays: object, **named: object) -> Any:  # noqa: ANN401 - what the module gives
+    """A module in the type of the autocast around it, with all of its weights and all that it passes on.
+
+    Autocast alone keeps sums and normalisations float32, and moves twice the bytes; kernels of a type of 16
+    bits add up in float32 within.
+    """
+    at = next(module.parameters()).device.type
+    if not torch.is_autocast_enabled(at):
+        return module(*arrays, **named)
+    dtype = torch.get_autocast_dtype(at)
+    tensors = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+    with torch.autocast(at, enabled=False):
+        return torch.func.functional_call(module, tensors, arrays, named)
 
 
 def _close(ids: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,12 +258,12 @@ class UniCTR(Paradigm):
         found: Tensor | None = None
         domains = torch.unique(domain).tolist()
         if len(domains) == 1:  # most batches, and all of the general network's
-            alone: tuple[Tensor, Tensor] = self.networks[domains[0]](layers, present)
+            alone: tuple[Tensor, Tensor] = _reduced(self.networks[domains[0]], layers, present)
             return alone
         for at in domains:
             mine = (domain == at).nonzero()[:, 0]
             each = [layer.index_select(0, mine) for layer in layers]
-            logit, representation = self.networks[at](each, present.index_select(0, mine))
+            logit, representation = _reduced(self.networks[at], each, present.index_select(0, mine))
             if logits is None or found is None:
                 logits = logit.new_zeros(len(domain))
                 found = representation.new_zeros(len(domain), representation.shape[1])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,10 +17,11 @@ import transformers
 from service.contract.errors import RunError
 from training.teachers import encoder_graph, encoders, rounds, speed, step
 from training.teachers.disentangled import Disentangled, FixedDeberta
+from training.teachers.session import Session
 
 CPU = torch.device("cpu")
 B, L = 3, 40
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -25,7 +29,7 @@ SHAPE = {
     "intermediate_size": 128,
     "max_position_embeddings": 64,
 }
-DEBERTA = {
+DEBERTA: dict[str, Any] = {
     "type_vocab_size": 0,
     "relative_attention": True,
     "pos_att_type": ["p2c", "c2p"],
@@ -34,7 +38,7 @@ DEBERTA = {
     "share_att_key": True,
     "norm_rel_ebd": "layer_norm",
 }
-TINY = {
+TINY: dict[str, Callable[[], Any]] = {
     "bert": lambda: transformers.BertConfig(**SHAPE),
     "deberta": lambda: transformers.DebertaV2Config(**SHAPE, **DEBERTA),
     "deberta with projections of positions": lambda: transformers.DebertaV2Config(
@@ -131,9 +135,9 @@ def test_graphs_of_other_models_are_refused(tmp_path):
     config = transformers.BertConfig(**SHAPE, hidden_act="relu")
     with pytest.raises(RunError, match="bert with relu"):
         encoder_graph.write(transformers.AutoModel.from_config(config), tmp_path, B, L)
-    config = transformers.DebertaV2Config(**SHAPE, **DEBERTA | {"position_biased_input": True})
+    other = transformers.DebertaV2Config(**SHAPE, **DEBERTA | {"position_biased_input": True})
     with pytest.raises(RunError, match="nothing but its words"):
-        encoder_graph.write(transformers.AutoModel.from_config(config), tmp_path, B, L)
+        encoder_graph.write(transformers.AutoModel.from_config(other), tmp_path, B, L)
 
 
 @torch.no_grad()
@@ -152,7 +156,7 @@ def test_the_work_of_a_deberta_has_two_products_more():
 
 def test_runs_take_turns(monkeypatch):
     order: list[str] = []
-    taken = rounds.seconds({name: lambda at=name: order.append(at) for name in "ab"}, CPU, 2)
+    taken = rounds.seconds({name: partial(order.append, name) for name in "ab"}, CPU, 2)
     assert "".join(order) == "aaabbb" + "abab"
     assert [len(each) for each in taken.values()] == [2, 2]
 
@@ -194,6 +198,54 @@ def test_a_report_has_what_failed_beside_what_did_not(tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     assert "onnxruntime" in printed
     assert "ZeroDivisionError" in printed
+
+
+class OnGpu:
+    """Tokens that say they are on a GPU."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        self.tokens, self.device = tokens, torch.device("cuda")
+
+    def int(self) -> torch.Tensor:
+        return self.tokens.int()
+
+
+def on_gpu(tokens) -> Any:
+    return OnGpu(tokens)
+
+
+def test_without_its_cuda_provider_onnx_runtime_is_an_error(tokens, tmp_path):
+    path = encoder_graph.write(model("bert"), tmp_path, B, L)
+    with pytest.raises(RuntimeError, match="has no CUDA provider"):
+        Session(path, on_gpu(tokens))
+
+
+def test_a_graph_that_cannot_be_captured_is_run_without_and_said_to_be(tokens, tmp_path, monkeypatch):
+    """ONNX Runtime of the CPU plays the GPU's, and fails when it is to capture."""
+    asked: list[str] = []
+    create, place = onnxruntime.InferenceSession, onnxruntime.OrtValue.ortvalue_from_numpy
+    empty = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+
+    def session(path, options, providers, enable_fallback):
+        asked.append(providers[0][1]["enable_cuda_graph"])
+        if asked[-1] == "1":
+            raise ValueError("no capture")
+        made = create(path, options, providers=["CPUExecutionProvider"])
+        made.get_providers = lambda: [providers[0][0]]
+        return made
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    values = onnxruntime.OrtValue
+    monkeypatch.setattr(values, "ortvalue_from_numpy", lambda array, at, of: place(array, "cpu", of))
+    monkeypatch.setattr(values, "ortvalue_from_shape_and_type", lambda s, t, at, of: empty(s, t, "cpu", of))
+    built = model("bert")
+    found = Session(encoder_graph.write(built, tmp_path, B, L), on_gpu(tokens))
+    assert asked == ["1", "0"]
+    assert (found.cuda_graph, found.note) == (False, "ValueError: no capture")
+    with torch.no_grad():
+        assert (found.hidden() - built(input_ids=tokens).last_hidden_state).abs().max() < 1e-4
 
 
 def test_nothing_begins_when_time_is_over(tmp_path):

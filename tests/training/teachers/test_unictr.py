@@ -239,3 +239,24 @@ def test_other_data_is_refused(folder):
         UniCTR(Options(model=str(folder / "nowhere")), SCHEMA, 1)
     with pytest.raises(RunError, match="every 5 layers"):
         UniCTR(Options(model=str(folder), every=5), SCHEMA, 1)
+
+
+def test_in_a_reduced_type_all_of_it_is_and_its_parameters_are_not(teacher):
+    some = rows(24)
+    teacher.requires_grad_(requires_grad=True)
+    exact = teacher(some)
+    seen = []
+    hook = teacher.networks[0].gate.register_forward_hook(lambda _, given, __: seen.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = teacher(some)
+    hook.remove()
+    assert seen == [torch.bfloat16]
+    assert reduced.dtype == torch.float32
+    # Eight bits after the point: a part in 256, through four layers and a tower.
+    torch.testing.assert_close(reduced, exact, rtol=0, atol=0.1)
+    assert (reduced - exact).abs().max() > 0
+    reduced.sum().backward()
+    moved = [parameter.grad for parameter in teacher.networks[0].parameters()]
+    assert all(
+        grad is not None and grad.dtype == torch.float32 and grad.abs().sum() > 0 for grad in moved[:4]
+    )
