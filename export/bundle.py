@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from export import graph, halves, parity, weights
+from export import graph, halves, many_graphs, parity, precision, weights
 from export.card import card
 from export.packs import domain_pack, golden_request
 from export.servable import ScopedModel, graph_inputs
@@ -16,13 +17,16 @@ from service.contract.bundle import ITEMS, MANIFEST, PACKS, SCHEMA, Bundle
 from service.contract.items import ItemTable
 from service.contract.manifest import GraphInput, Manifest, Parity
 from service.contract.pack import GENERAL, Base, DomainPack, version
+from service.engines import ort_cuda
 from training.data.batches import Rows
 from training.data.prepare import Prepared, columns
 from training.model import Model
 from training.recipe import Recipe
 
 GRAPH = "graph.onnx"
-ENGINE = "ort"
+ENGINE, MANY = "ort", "ort_cuda"
+_BUDGETS = {"float32": parity.BUDGET, "float16": 2e-3}
+"""Of parity, in probability: a numerical check. What float16 costs is looked at by itself (`precision`)."""
 
 
 def build(
@@ -34,6 +38,7 @@ def build(
     *,
     item_halves: bool | None = None,
     half: bool = False,
+    many: bool = False,
 ) -> Bundle:
     """Make `out/<name>-<hash>/`, whole or not at all.
 
@@ -48,9 +53,11 @@ def build(
         out: the folder of bundles.
         item_halves: whether to compute in advance what depends on items alone; None: unless it is very large.
         half: round the domains' packs to float16.
+        many: also make graphs that score many requests at once, in float32 and float16.
 
     Raises:
-        BundleError: an engine differs from torch by more than the parity budget; nothing is left behind.
+        BundleError: an engine differs from torch by more than the parity budget, or float16 costs a domain
+            more of its AUC than it may; nothing is left behind.
         PackError: a pack would be refused by every service, because a tensor of it is not finite, say.
     """
     schema = model.schema
@@ -67,6 +74,7 @@ def build(
             items.save(folder / ITEMS)
             most = {None: halves.MOST, True: None, False: 0}[item_halves]
             made = halves.write(folded, items, folder, most)
+            of_many = many_graphs.write(folded, folder, rows=made is not None) if many else {}
             packs = make_packs(model, prepared, bundle, inputs, half=half)
             general, *others = packs
             data = general.to_bytes()
@@ -87,11 +95,19 @@ def build(
                 parameters_of_domain=model.parameters_of_domain(),
                 parameters_tuned=model.parameters_tuned(),
                 item_halves=made,
+                many=of_many,
                 files=_checksums(folder),
             )
             for pack in packs:
                 pack.check(manifest)  # as every service will, before it is anybody's business
-            manifest = manifest.model_copy(update={"parity": _gate(folder, manifest, model, packs)})
+            checked = _gate(folder, manifest, model, packs) + _gate_many(folder, manifest, model, packs)
+            lost = tuple(
+                each
+                for dtype, graphs in of_many.items()
+                if dtype != "float32"
+                for each in precision.gate(model, prepared, packs, folder / graphs.fields, dtype)
+            )
+            manifest = manifest.model_copy(update={"parity": checked, "precision": lost})
             files.write(folder / "CARD.md", card(manifest, prepared.about, metrics, packs))
             manifest.model_copy(update={"files": _checksums(folder)}).save(folder / MANIFEST)
     return Bundle.open(out / bundle)
@@ -137,6 +153,26 @@ def _gate(folder: Path, manifest: Manifest, model: Model, packs: Sequence[Domain
         return tuple(found)
     finally:
         engine.close()
+
+
+def _gate_many(
+    folder: Path, manifest: Manifest, model: Model, packs: Sequence[DomainPack]
+) -> tuple[Parity, ...]:
+    """Of the graphs of many requests, by fields and by rows."""
+    unchecked = Bundle(folder, manifest, model.schema, ItemTable.load(folder / ITEMS))
+    found = []
+    for dtype in manifest.many:
+        # Numbers of a thousand deviations are left to the graph of one request: their sums are of another
+        # order here, and round otherwise.
+        limits: dict[str, Any] = {"budget": _BUDGETS[dtype], "large": False}
+        options = ort_cuda.Options(device="cpu", dtype=dtype, pieces=(1, 8))
+        with closing(ort_cuda.open(unchecked, 1, options)) as engine:
+            name = f"{MANY}, {dtype}"
+            found.append(parity.gate(model, manifest.inputs, packs, engine, name, **limits))
+            if manifest.item_halves is not None:
+                name, items = f"{name}, item halves", unchecked.items
+                found.append(parity.gate(model, manifest.inputs, packs, engine, name, items=items, **limits))
+    return tuple(found)
 
 
 def _body_hash(folder: Path) -> str:

@@ -55,6 +55,7 @@ def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Se
                 for p in manifest.parity
             ],
         ),
+        *_precision(manifest),
         "",
         "## Limits",
         "",
@@ -62,6 +63,44 @@ def card(manifest: Manifest, about: About, metrics: Mapping[str, Any], packs: Se
         "",
     ]
     return "\n".join(lines)
+
+
+def _precision(manifest: Manifest) -> list[str]:
+    if not manifest.precision:
+        return []
+    head = (
+        "type",
+        "domain",
+        "test rows",
+        "largest difference in probability",
+        "AUC",
+        "AUC lost",
+        "ECE",
+        "ECE moved",
+    )
+    return [
+        "",
+        "## What float16 costs",
+        "",
+        "On the test split, calibrated as served, beside torch in float32.",
+        "",
+        *_table(
+            head,
+            [
+                (
+                    each.dtype,
+                    each.domain,
+                    f"{each.rows:,}",
+                    f"{each.max_abs_diff:.1e}",
+                    "-" if each.auc is None else f"{each.auc:.4f}",
+                    f"{each.auc_loss:+.6f}",
+                    f"{each.ece:.4f}",
+                    f"{each.ece_change:+.6f}",
+                )
+                for each in manifest.precision
+            ],
+        ),
+    ]
 
 
 def _data_rows(about: About) -> list[tuple[str, ...]]:

@@ -28,12 +28,12 @@ _NARROW = 32
 
 def fold(proto: onnx.ModelProto) -> None:
     """Rewrite a graph in place: what makes it smaller, however it is then cut."""
-    _rewrite(proto, _norm, _lookup_of_lookup, _lookup_in_column, _sum_of_column, _only_column)
+    rewrite(proto, _norm, _lookup_of_lookup, _lookup_in_column, _sum_of_column, _only_column)
 
 
 def fuse(proto: onnx.ModelProto) -> None:
     """Rewrite a graph in place for speed alone: halves that were apart are not to be told apart then."""
-    _rewrite(proto, _bias, _sum_of_fields, _lookup_of_numbers)
+    rewrite(proto, _bias, _sum_of_fields, _lookup_of_numbers)
 
 
 class Graph:
@@ -103,12 +103,13 @@ class Graph:
         return self.shapes.get(name, ())[:1] == ("B",)
 
 
-def _rewrite(proto: onnx.ModelProto, *rewrites: Rewrite) -> None:
+def rewrite(proto: onnx.ModelProto, *rewrites: Rewrite) -> None:
+    """Rewrite a graph in place, by one rule after another."""
     graph = Graph(proto)
-    for rewrite in rewrites:
+    for rule in rewrites:
         nodes: list[onnx.NodeProto] = []
         for node in graph.nodes:
-            found = rewrite(graph, node)
+            found = rule(graph, node)
             nodes += [node] if found is None else found
         graph.nodes = nodes
         graph.refresh()
@@ -135,14 +136,14 @@ def _norm(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     if layers is None or any(value is None for value in parameters):
         return None
     weight, bias, mean, var = (value.astype(np.float64) for value in parameters if value is not None)
-    scale = weight / np.sqrt(var + _attribute(node, "epsilon", 1e-5))
+    scale = weight / np.sqrt(var + attribute(node, "epsilon", 1e-5))
     shift = bias - mean * scale
     # The shift goes where there is a bias, which is the request's half.
     layers.sort(key=lambda layer: len(layer.input) < 3)
     for layer in layers:
         name = layer.input[1]
         matrix = numpy_helper.to_array(graph.constants[name]).astype(np.float64)
-        scaled = matrix * (scale[:, None] if _attribute(layer, "transB", 0) else scale)
+        scaled = matrix * (scale[:, None] if attribute(layer, "transB", 0) else scale)
         added = numpy_helper.to_array(graph.constants[layer.input[2]]) * scale if len(layer.input) > 2 else 0
         constants = [graph.constant(name, scaled.astype(np.float32))]
         if len(layer.input) > 2 or layer is layers[0]:
@@ -160,7 +161,7 @@ def _summed_layers(graph: Graph, name: str) -> list[onnx.NodeProto] | None:
         parts = [_summed_layers(graph, part) for part in add.input]
         return None if None in parts else [layer for part in parts if part for layer in part]
     layer = graph.only(name, "Gemm")
-    if layer is None or _attribute(layer, "alpha", 1.0) != 1 or _attribute(layer, "beta", 1.0) != 1:
+    if layer is None or attribute(layer, "alpha", 1.0) != 1 or attribute(layer, "beta", 1.0) != 1:
         return None
     return [layer] if all(graph.value(part) is not None for part in layer.input[1:]) else None
 
@@ -198,7 +199,7 @@ def _lookup_in_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto
 def _sum_of_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     """A sum over an axis of length 1, that was added for it, is one over the others."""
     added = graph.only(node.input[0], "Unsqueeze") if node.op_type == "ReduceSum" else None
-    if added is None or graph.integers(added.input[1]) != [-1] or _attribute(node, "keepdims", 1):
+    if added is None or graph.integers(added.input[1]) != [-1] or attribute(node, "keepdims", 1):
         return None
     rank, axes = graph.rank(added.input[0]), graph.integers(node.input[1])
     if rank is None or axes is None or rank not in axes or len(axes) < 2 or min(axes) < 0:
@@ -209,7 +210,7 @@ def _sum_of_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] |
 
 def _only_column(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     """Column 0 of a matrix of one column is a view, not a copy."""
-    if node.op_type != "Gather" or _attribute(node, "axis", 0) != 1:
+    if node.op_type != "Gather" or attribute(node, "axis", 0) != 1:
         return None
     place = graph.value(node.input[1])
     if graph.shapes.get(node.input[0], ())[1:] != (1,) or place is None or place.shape != () or place != 0:
@@ -237,7 +238,7 @@ def _bias(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
 
 def _sum_of_fields(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     """The sum of (B, F, K) over F as a product with F unit matrices: a runtime's loop over F is slower."""
-    if node.op_type != "ReduceSum" or _attribute(node, "keepdims", 1) or graph.integers(node.input[1]) != [1]:
+    if node.op_type != "ReduceSum" or attribute(node, "keepdims", 1) or graph.integers(node.input[1]) != [1]:
         return None
     shape = graph.shapes.get(node.input[0], ())
     if len(shape) != 3 or not graph.many(node.input[0]):
@@ -274,10 +275,11 @@ def _lookup_of_numbers(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProt
 
 
 def _is_lookup(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Gather" and _attribute(node, "axis", 0) == 0
+    return node.op_type == "Gather" and attribute(node, "axis", 0) == 0
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """A number among a node's attributes."""
     found = next((each for each in node.attribute if each.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
 

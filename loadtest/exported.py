@@ -27,13 +27,16 @@ class Exported:
     bundle: Bundle
 
 
-def export(place: Path, sizes: Mapping[str, int], recipe: Mapping[str, Any] | None = None) -> Exported:
+def export(
+    place: Path, sizes: Mapping[str, int], recipe: Mapping[str, Any] | None = None, *, many: bool = False
+) -> Exported:
     """Train PLATE over DeepFM for an epoch, and export it.
 
     Args:
         place: a folder for what is made.
         sizes: `loadtest.catalogue`'s options.
         recipe: what is otherwise in the recipe.
+        many: also make the graphs of many requests.
     """
     whole = Recipe.model_validate(
         {
@@ -50,4 +53,6 @@ def export(place: Path, sizes: Mapping[str, int], recipe: Mapping[str, Any] | No
     run = Run(place / "run", whole, prepared)
     with Progress(disable=True) as bars:
         model = Fit(whole, prepared, run, bars)()
-    return Exported(prepared, model, build(whole, prepared, model, run.metrics or {}, place / "bundles"))
+    return Exported(
+        prepared, model, build(whole, prepared, model, run.metrics or {}, place / "bundles", many=many)
+    )

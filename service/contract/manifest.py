@@ -53,6 +53,20 @@ class ItemHalves(BaseModel):
     """The file of each table, by graph input. Those that `maker` does not make are the item table's own."""
 
 
+class ManyGraphs(BaseModel):
+    """Graphs that score several requests at once, each under a pack of its own out of slots.
+
+    `export.many` says what their inputs are.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fields: str
+    """The ONNX file, relative to the bundle, that takes items by their fields."""
+    rows: str | None = None
+    """The one that takes items by their rows; None if nothing is computed in advance."""
+
+
 class Parity(BaseModel):
     """How far an engine's probabilities were from training's when the bundle was made."""
 
@@ -66,6 +80,25 @@ class Parity(BaseModel):
     beyond_float32: int = 0
     """Cases that `max_abs_diff` leaves out: numbers so large that training's own rounding is above the
     budget."""
+
+
+class Precision(BaseModel):
+    """What a domain's test rows lose to the type that a graph computes in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    domain: str
+    rows: int
+    max_abs_diff: float
+    """Of probabilities."""
+    auc: float | None
+    """In float32; None where there are no clicks, or nothing else."""
+    auc_loss: float
+    """Below 0 where it is better by chance."""
+    ece: float
+    """In float32."""
+    ece_change: float
 
 
 class Manifest(BaseModel):
@@ -94,6 +127,10 @@ class Manifest(BaseModel):
     """Of those, the ones that are trained again on the domain's own rows."""
     item_halves: ItemHalves | None = None
     """None if nothing is computed in advance."""
+    many: dict[Literal["float32", "float16"], ManyGraphs] = {}
+    """By the type that their wide layers compute in; empty if the bundle was made without."""
+    precision: tuple[Precision, ...] = ()
+    """Of those that are not float32."""
     files: dict[str, Sha256]
     """Every other file of the bundle."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,8 @@ class Handle(Protocol):
 class Engine(Protocol):
     """Scores candidates under one domain's pack. Thread-safe.
 
-    An option is a module with `open(bundle: Bundle, threads: int) -> Engine`.
+    An option is a module with `open(bundle: Bundle, threads: int) -> Engine`. Where there is more to decide,
+    it also has a pydantic model `Options`, and `open` takes one as a third argument, None for the defaults.
     """
 
     def load(self, pack: DomainPack) -> Handle:
@@ -52,4 +54,13 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free everything."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """An engine that scores requests together, and has them wait for one another."""
+
+    def submit(self, inputs: Arrays, under: Handle) -> asyncio.Future[npt.NDArray[np.float32]]:
+        """As `score`, without keeping the running event loop from anything else."""
         ...

@@ -1,6 +1,7 @@
 """What every engine promises, checked for every file in `service.engines`.
 
-Expected logits are numpy's, from the same weights (`tests.service.bundles.logits`).
+Expected logits are numpy's, from the same weights (`tests.service.bundles.logits`). TensorRT and its GPU are
+fakes (`tests.service.fake_gpu`).
 """
 
 import shutil
@@ -9,22 +10,31 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
+from export import engine as plans
 from service.contract import plugins
 from service.contract.bundle import Bundle
 from service.contract.errors import BundleError
 from service.contract.manifest import ItemHalves
 from service.contract.pack import DomainPack
 from tests.service import bundles
+from tests.service.fake_gpu import gpu
 
 OPTIONS = plugins.names("service.engines")
 SCORING = [name for name in OPTIONS if name != "null"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def device():
+    with gpu():
+        yield
+
+
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return bundles.make_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
+def bundle(device, tmp_path_factory):
+    bundle = bundles.with_many(bundles.make_bundle(tmp_path_factory.mktemp("bundle") / "tiny"))
+    plans.build(bundle, bundle.path / "engines", (4, 64))
+    return bundle
 
 
 @pytest.fixture
@@ -169,31 +179,16 @@ def with_halves(bundle, tmp_path_factory):
     """The tiny bundle with a second graph: the first, behind a look-up in tables of items' fields."""
     path = tmp_path_factory.mktemp("halves") / "tiny"
     shutil.copytree(bundle.path, path)
-    proto = onnx.load(str(path / "graph.onnx"))
-    kept = [value for value in proto.graph.input if not value.name.startswith("item.")]
-    widths = dict(zip(("ids", "numbers"), bundles.SCHEMA.widths("item"), strict=True))
-    types = {"ids": TensorProto.INT32, "numbers": TensorProto.FLOAT}
-    tables = [
-        helper.make_tensor_value_info(f"items.{name}", types[name], ["N", width])
-        for name, width in widths.items()
-    ]
-    rows = helper.make_tensor_value_info("item.rows", TensorProto.INT32, ["B"])
-    nodes = [helper.make_node("Gather", [f"items.{name}", "item.rows"], [f"item.{name}"]) for name in widths]
-    for node in proto.graph.node:
-        for names in (node.input, node.output):
-            names[:] = ["weights" if name == "item.rows" else name for name in names]
-    nodes += proto.graph.node
-    for field, values in (("input", [*kept, rows, *tables]), ("node", nodes)):
-        proto.graph.ClearField(field)
-        getattr(proto.graph, field).extend(values)
-    onnx.save(proto, path / "rows.onnx")
+    onnx.save(bundles.make_rows_graph(), path / "rows.onnx")
     halves = ItemHalves(
         graph="rows.onnx",
         maker="rows.onnx",
-        tables={f"items.{name}": f"items/{name}.npy" for name in widths},
+        tables={f"items.{name}": f"items/{name}.npy" for name in ("ids", "numbers")},
     )
     manifest = bundle.manifest.model_copy(update={"item_halves": halves})
-    return Bundle(path, manifest, bundle.schema, bundle.items)
+    whole = bundles.with_many(Bundle(path, manifest, bundle.schema, bundle.items))
+    plans.build(whole, path / "engines", (4, 64))
+    return whole
 
 
 @pytest.mark.parametrize("name", SCORING)

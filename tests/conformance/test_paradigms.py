@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from export.parity import by_row, cases, row_cases
 from service.contract import plugins
 from service.contract.bundle import Bundle
 from service.contract.pack import GENERAL, DomainPack
+from service.engines import ort_cuda
 from tests.conftest import TINY, Trained, train
 from training import checkpoint
 from training.data.batches import Rows
@@ -209,6 +212,39 @@ def test_both_graphs_give_trainings_numbers_and_a_row_does_not_depend_on_its_nei
                         engine.score(alone, handle), together[at : at + 1], rtol=1e-5, atol=1e-5
                     )
     engine.close()
+
+
+def test_requests_of_many_domains_in_one_launch_give_trainings_numbers(
+    trained: Trained, tmp_path: Path
+) -> None:
+    metrics = checkpoint.load(trained.folder, trained.data)[3]
+    bundle = build_bundle(trained.recipe, trained.prepared, trained.model, metrics, tmp_path, many=True)
+    assert {parity.engine for parity in bundle.manifest.parity} >= {"ort_cuda, float32", "ort_cuda, float16"}
+    inputs, servable = bundle.manifest.inputs, trained.model.paradigm.servable().eval()
+    packs = [DomainPack.from_bytes(data, bundle.base) for _, data in bundle.packs()]
+    cases = [case for case in row_cases(bundle.schema, bundle.items, seed=3) if "numbers" not in case[0]]
+    for dtype, budget in (("float32", 1e-5), ("float16", 2e-3)):
+        options = ort_cuda.Options(device="cpu", dtype=dtype, candidates=16, pieces=(256,), slots=len(packs))
+        with closing(ort_cuda.open(bundle, 1, options)) as engine:
+            handles = [engine.load(pack) for pack in packs]
+            by_rows = bundle.manifest.item_halves is not None
+            asked = [
+                (
+                    by_row(arrays, rows, inputs) if by_rows and at % 2 else named(arrays, inputs),
+                    arrays,
+                    at % len(packs),
+                )
+                for at, (_, rows, arrays) in enumerate(cases)
+            ]
+            jobs = engine.jobs([(given, handles[pack]) for given, _, pack in asked])
+            engine.line.do(partial(engine.answer, sorted(jobs, key=lambda job: job.tables is None)))
+            for job, (_, arrays, pack) in zip(jobs, asked, strict=True):
+                domain = trained.model.domains[pack - 1] if pack else None
+                with torch.inference_mode():
+                    expected = torch.func.functional_call(servable, trained.model.pack(domain), arrays)
+                assert job.logit is not None
+                off = (torch.from_numpy(job.logit).sigmoid() - expected.sigmoid()).abs().max()
+                assert off <= budget, (dtype, domain)
 
 
 def owns_everything(trained: Trained) -> bool:

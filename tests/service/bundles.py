@@ -16,11 +16,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from export import many_graphs
+from export.many_graphs import DTYPES
 from service.contract import hashing
 from service.contract.bundle import Bundle
 from service.contract.field import Field
 from service.contract.items import ItemTable
-from service.contract.manifest import GraphInput, Manifest
+from service.contract.manifest import GraphInput, Manifest, ManyGraphs
 from service.contract.pack import GENERAL, DomainPack, Golden
 from service.contract.schema import FeatureSchema
 
@@ -148,6 +150,46 @@ def graph_inputs() -> tuple[GraphInput, ...]:
             for name, shape in OWNED.items()
         ),
     )
+
+
+def make_rows_graph() -> onnx.ModelProto:
+    """The model over tables of the items' fields, which it looks up by row."""
+    proto = make_graph()
+    kept = [value for value in proto.graph.input if not value.name.startswith("item.")]
+    types = {"ids": TensorProto.INT32, "numbers": TensorProto.FLOAT}
+    widths = dict(zip(types, SCHEMA.widths("item"), strict=True))
+    tables = [
+        helper.make_tensor_value_info(f"items.{name}", types[name], ["N", widths[name]]) for name in types
+    ]
+    rows = helper.make_tensor_value_info("item.rows", TensorProto.INT32, ["B"])
+    nodes = [helper.make_node("Gather", [f"items.{name}", "item.rows"], [f"item.{name}"]) for name in types]
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["weights" if name == "item.rows" else name for name in names]
+    nodes += proto.graph.node
+    for field, values in (("input", [*kept, rows, *tables]), ("node", nodes)):
+        proto.graph.ClearField(field)
+        getattr(proto.graph, field).extend(values)
+    return proto
+
+
+def with_many(bundle: Bundle) -> Bundle:
+    """The bundle with graphs of many requests, in float32 and float16, as export makes them."""
+    made = {}
+    halves = bundle.manifest.item_halves
+    for dtype in DTYPES:
+        files = {}
+        for form, graph in (
+            ("fields", bundle.graph),
+            ("rows", bundle.path / halves.graph if halves else None),
+        ):
+            if graph is not None:
+                files[form] = many_graphs.write_one(
+                    onnx.load(str(graph)), bundle.path, f"many.{form}.{dtype}.onnx", dtype
+                )
+        made[dtype] = ManyGraphs(**files)
+    manifest = bundle.manifest.model_copy(update={"many": made})
+    return Bundle(bundle.path, manifest, bundle.schema, bundle.items)
 
 
 def make_bundle(path: Path) -> Bundle:

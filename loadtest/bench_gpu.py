@@ -1,0 +1,222 @@
+"""Scoring on a GPU: the engine beside bare torch, many domains in one launch, float16, memory, and HTTP.
+
+The parts are measured one after another, each on a model that is made here, so no data are needed. On a
+machine without a GPU everything runs on the CPU provider, which measures nothing but shows that it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from loadtest import gpu_engine, gpu_memory, gpu_mixes, gpu_precision, gpu_throughput
+from loadtest.gpu_stage import DTYPES, Ground, Size, ground
+from service.contract import files
+from service.contract.errors import UnknownOption
+
+
+def _over_http(ground: Ground) -> dict[str, Any]:
+    """What `gpu_http` measures; it needs the service's libraries, and the other parts do not."""
+    from loadtest import gpu_http  # noqa: PLC0415
+
+    return gpu_http.measure(ground)
+
+
+PARTS: Mapping[str, Callable[[Ground], dict[str, Any]]] = {
+    "engine": gpu_engine.measure,
+    "throughput": gpu_throughput.measure,
+    "mixes": gpu_mixes.measure,
+    "precision": gpu_precision.measure,
+    "memory": gpu_memory.measure,
+    "http": _over_http,
+}
+
+
+def bench(size: Size, folder: Path, console: Console, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Run some parts, or all; the report is also written to `folder/report.json`, after each part.
+
+    Parts that an earlier report has and that are not measured now are kept.
+
+    Raises:
+        UnknownOption: there is no such part.
+    """
+    if strange := sorted(set(parts) - PARTS.keys()):
+        raise UnknownOption(f"no part {', '.join(strange)}; there are {', '.join(PARTS)}")
+    path = folder / "report.json"
+    report: dict[str, Any] = json.loads(path.read_text()) if parts and path.is_file() else {}
+    report |= {"conditions": conditions(size), "size": asdict(size)}
+    with tempfile.TemporaryDirectory(prefix="mdctr-gpu-") as place:
+        console.print("training and exporting a model", style="dim")
+        base = ground(size, Path(place))
+        for part in parts or PARTS:
+            began = time.perf_counter()
+            console.print(f"measuring {part}", style="dim")
+            report[part] = {**PARTS[part](base), "measured_seconds": time.perf_counter() - began}
+            files.write(path, json.dumps(report, indent=1))
+        if not parts or "engine" in parts:
+            console.print("measuring engine, plain DeepFM", style="dim")
+            report["engine_plain"] = gpu_engine.measure(ground(size, Path(place), "mix"))
+            files.write(path, json.dumps(report, indent=1))
+    return report
+
+
+def conditions(size: Size) -> dict[str, Any]:
+    """Of which machine and versions the figures are."""
+    on_gpu = size.device != "cpu" and torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name(0) if on_gpu else f"CPU, {platform.machine()}",
+        "onnxruntime": onnxruntime.__version__,
+        "providers": onnxruntime.get_available_providers(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+
+
+def show(report: Mapping[str, Any], console: Console) -> None:
+    """A table a part."""
+    console.print(" ".join(f"{name}={value}" for name, value in report["conditions"].items()), soft_wrap=True)
+    for part, title in (("engine", "PLATE over DeepFM"), ("engine_plain", "DeepFM")):
+        if part in report:
+            console.print(_engine(report[part], title))
+    if "throughput" in report:
+        console.print(_throughput(report["throughput"]))
+    if "mixes" in report:
+        console.print(_plain(report["mixes"], "random mixes beside single requests"))
+    if "precision" in report:
+        console.print(_precision(report["precision"]))
+    if "http" in report:
+        console.print(_http(report["http"]))
+    if "memory" in report:
+        console.print(_plain(report["memory"], "domains on the device"))
+
+
+def _engine(figures: Mapping[str, Any], title: str) -> Table:
+    table = Table(title=f"ms a request of {figures['candidates']:,} candidates: {title}")
+    columns = "engine", "to torch", "host to host", "p99", "on its thread"
+    for name in ("type", "items by", "torch", *columns):
+        table.add_column(name, justify="right")
+    for dtype in DTYPES:
+        for form in ("rows", "fields"):
+            name = f"{dtype}.{form}"
+            names = (
+                f"{name}_ms",
+                f"{name}_ratio",
+                f"{name}_host_ms",
+                f"{name}_host_p99_ms",
+                f"{name}_direct_ms",
+            )
+            cells = (figures[each] for each in (f"{dtype}.torch_ms", *names))
+            table.add_row(dtype, form, *(f"{cell:.3f}" for cell in cells))
+    return table
+
+
+def _throughput(figures: Mapping[str, Any]) -> Table:
+    table = Table(title="million candidates/s when there is always more to do")
+    kinds = "mixed_bulk", "single_bulk", "bulk_gain", "mixed_asked", "single_asked", "asked_gain"
+    for name in ("type", "candidates", "domains", *kinds):
+        table.add_column(name, justify="right")
+    for dtype in DTYPES:
+        for name, each in figures[dtype].items():
+            cells = (f"{each[kind]:.1f}x" if "gain" in kind else f"{each[kind] / 1e6:.2f}" for kind in kinds)
+            table.add_row(dtype, *name.split("."), *cells)
+    return table
+
+
+def _precision(figures: Mapping[str, Any]) -> Table:
+    table = Table(title="what float16 costs on the device, simulated clicks")
+    names = "rows", "max_abs_diff", "auc", "auc_loss", "ece", "ece_change"
+    for name in ("domain", *names):
+        table.add_column(name, justify="right")
+    for domain, each in figures.items():
+        if isinstance(each, dict):
+            table.add_row(domain, *(f"{each[name]:.3g}" for name in names))
+    return table
+
+
+def _http(figures: Mapping[str, Any]) -> Table:
+    table = Table(title="over HTTP: all connections busy, and at a share of that rate")
+    names = "rps", "p50_ms", "p99_ms", "open_rate", "open_p50_ms", "open_p99_ms", "open_answered"
+    for name in ("engine", "workers", "candidates", "domains", *names):
+        table.add_column(name, justify="right")
+    for engine, each in figures.items():
+        if isinstance(each, dict):
+            for what, found in each.items():
+                name, _, workers = engine.rpartition("_")
+                table.add_row(name, workers, *what.split("."), *(f"{found[key]:,.2f}" for key in names))
+    return table
+
+
+def _plain(figures: Mapping[str, Any], title: str) -> Table:
+    table = Table(title=title)
+    names = [*figures[DTYPES[0]]]
+    for name in ("type", *names):
+        table.add_column(name, justify="right")
+    for dtype in DTYPES:
+        cells = (figures[dtype][name] for name in names)
+        table.add_row(dtype, *(f"{cell:.3g}" if isinstance(cell, float) else f"{cell:,}" for cell in cells))
+    return table
+
+
+def float16_markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a page: what float16 costs, the worst domain of each data set and model."""
+    lines = ["| data | model | domains, test rows | probability | AUC lost | ECE moved |", "| --- " * 6 + "|"]
+    for each in found:
+        domains = each["domains"]
+        off, lost = (max(one[name] for one in domains) for name in ("max_abs_diff", "auc_loss"))
+        moved = max(abs(one["ece_change"]) for one in domains)
+        count = f"{len(domains)}, {sum(one['rows'] for one in domains):,}"
+        cells = (
+            each["source"],
+            each["paradigm"],
+            count,
+            f"{off:.1e}",
+            f"{max(0.0, lost):.1e}",
+            f"{moved:.1e}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The tables of a page: the engine beside torch, and many domains in one launch."""
+    columns = "type", "items by", "torch, ms", "engine, ms", "to torch", "host to host, ms", "p99"
+    lines = []
+    for part, title in (("engine", "PLATE over DeepFM"), ("engine_plain", "DeepFM")):
+        if part not in report:
+            continue
+        lines += [f"{title}:", "", f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+        for dtype in DTYPES:
+            for form in gpu_engine.FORMS:
+                name = f"{dtype}.{form}"
+                keys = (
+                    f"{dtype}.torch_ms",
+                    f"{name}_ms",
+                    f"{name}_ratio",
+                    f"{name}_host_ms",
+                    f"{name}_host_p99_ms",
+                )
+                lines.append(
+                    f"| {' | '.join((dtype, form, *(f'{report[part][key]:.3f}' for key in keys)))} |"
+                )
+        lines.append("")
+    rated = "type", "candidates", "domains", "together, M/s", "one by one, M/s", "gain"
+    lines += [f"| {' | '.join(rated)} |", "| --- " * len(rated) + "|"]
+    for dtype in DTYPES:
+        for name, each in report["throughput"][dtype].items():
+            rates = (f"{each[kind] / 1e6:.2f}" for kind in ("mixed_bulk", "single_bulk"))
+            lines.append(
+                f"| {' | '.join((dtype, *name.split('.'), *rates, f'''{each['bulk_gain']:.1f}x'''))} |"
+            )
+    return "\n".join(lines)
