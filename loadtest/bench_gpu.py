@@ -1,7 +1,8 @@
 """Scoring on a GPU: the engine beside bare torch, many domains in one launch, float16, memory, and HTTP.
 
-The parts are measured one after another, each on a model that is made here, so no data are needed. On a
-machine without a GPU everything runs on the CPU provider, which measures nothing but shows that it runs.
+The parts are measured one after another, each on a model that is made here, so no data are needed. A part
+that fails has its `error` in the report, and the others are measured. On a machine without a GPU all of it
+runs on the CPU provider, which measures nothing but shows that it runs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest import gpu_engine, gpu_memory, gpu_mixes, gpu_precision, gpu_throughput
-from loadtest.gpu_stage import DTYPES, Ground, Size, ground
+from loadtest.gpu_stage import DTYPES, Ground, Size
+from loadtest.gpu_stage import ground as stage
 from service.contract import files
 from service.contract.errors import UnknownOption
 
@@ -33,20 +35,29 @@ def _over_http(ground: Ground) -> dict[str, Any]:
     return gpu_http.measure(ground)
 
 
+def _plain(ground: Ground) -> dict[str, Any]:
+    """What `gpu_engine` measures, of DeepFM alone."""
+    other = stage(ground.size, ground.folder, "mix")
+    return gpu_engine.measure(replace(other, until=ground.until))
+
+
 PARTS: Mapping[str, Callable[[Ground], dict[str, Any]]] = {
     "engine": gpu_engine.measure,
     "throughput": gpu_throughput.measure,
     "mixes": gpu_mixes.measure,
-    "precision": gpu_precision.measure,
-    "memory": gpu_memory.measure,
     "http": _over_http,
+    "memory": gpu_memory.measure,
+    "precision": gpu_precision.measure,
+    "engine_plain": _plain,
 }
+_SHARES = {"engine": 0.06, "throughput": 0.17, "mixes": 0.17, "http": 0.4}
+"""Of the time of all parts, which those have that can stop early."""
 
 
 def bench(size: Size, folder: Path, console: Console, parts: Sequence[str] = ()) -> dict[str, Any]:
     """Run some parts, or all; the report is also written to `folder/report.json`, after each part.
 
-    Parts that an earlier report has and that are not measured now are kept.
+    Parts that an earlier report has and that are not measured now are kept. A part that fails has an `error`.
 
     Raises:
         UnknownOption: there is no such part.
@@ -58,17 +69,24 @@ def bench(size: Size, folder: Path, console: Console, parts: Sequence[str] = ())
     report |= {"conditions": conditions(size), "size": asdict(size)}
     with tempfile.TemporaryDirectory(prefix="mdctr-gpu-") as place:
         console.print("training and exporting a model", style="dim")
-        base = ground(size, Path(place))
+        base = stage(size, Path(place))
         for part in parts or PARTS:
             began = time.perf_counter()
             console.print(f"measuring {part}", style="dim")
-            report[part] = {**PARTS[part](base), "measured_seconds": time.perf_counter() - began}
-            files.write(path, json.dumps(report, indent=1))
-        if not parts or "engine" in parts:
-            console.print("measuring engine, plain DeepFM", style="dim")
-            report["engine_plain"] = gpu_engine.measure(ground(size, Path(place), "mix"))
+            until = began + size.whole_seconds * _SHARES.get(part, 1.0)
+            try:
+                found = PARTS[part](replace(base, until=until))
+            except Exception as error:  # noqa: BLE001 - the other parts may do
+                console.print_exception()
+                found = {"error": f"{type(error).__name__}: {error}"}
+            report[part] = {**found, "measured_seconds": time.perf_counter() - began}
             files.write(path, json.dumps(report, indent=1))
     return report
+
+
+def failed(report: Mapping[str, Any]) -> dict[str, str]:
+    """Why, by part."""
+    return {part: report[part]["error"] for part in PARTS if "error" in report.get(part, {})}
 
 
 def conditions(size: Size) -> dict[str, Any]:
@@ -86,6 +104,9 @@ def conditions(size: Size) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A table a part."""
+    for part, error in failed(report).items():
+        console.print(f"{part} failed: {error}", soft_wrap=True, markup=False)
+    report = {name: each for name, each in report.items() if set(each) != {"error", "measured_seconds"}}
     console.print(" ".join(f"{name}={value}" for name, value in report["conditions"].items()), soft_wrap=True)
     for part, title in (("engine", "PLATE over DeepFM"), ("engine_plain", "DeepFM")):
         if part in report:
@@ -93,13 +114,13 @@ def show(report: Mapping[str, Any], console: Console) -> None:
     if "throughput" in report:
         console.print(_throughput(report["throughput"]))
     if "mixes" in report:
-        console.print(_plain(report["mixes"], "random mixes beside single requests"))
+        console.print(_by_type(report["mixes"], "random mixes beside single requests"))
     if "precision" in report:
         console.print(_precision(report["precision"]))
     if "http" in report:
         console.print(_http(report["http"]))
     if "memory" in report:
-        console.print(_plain(report["memory"], "domains on the device"))
+        console.print(_by_type(report["memory"], "domains on the device"))
 
 
 def _engine(figures: Mapping[str, Any], title: str) -> Table:
@@ -158,7 +179,7 @@ def _http(figures: Mapping[str, Any]) -> Table:
     return table
 
 
-def _plain(figures: Mapping[str, Any], title: str) -> Table:
+def _by_type(figures: Mapping[str, Any], title: str) -> Table:
     table = Table(title=title)
     names = [*figures[DTYPES[0]]]
     for name in ("type", *names):

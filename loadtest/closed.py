@@ -46,7 +46,7 @@ class Closed:
         What is under way at the end counts, too, and so does its time: else slow answers would be left out.
 
         Raises:
-            BenchError: an answer was not 200.
+            BenchError: an answer was not 200, or did not come.
         """
         turn = cycle(requests)
         sent: dict[socket.socket, float] = {}
@@ -57,7 +57,10 @@ class Closed:
             one.sendall(next(turn))
         under_way = len(self._sockets)
         while under_way:
-            for key, _ in self._selector.select(_PATIENCE):
+            ready = self._selector.select(_PATIENCE)
+            if not ready:
+                raise BenchError(f"{under_way} requests have no answer after {_PATIENCE:g} s")
+            for key, _ in ready:
                 one = key.data
                 status, content = answer(one)
                 now = time.perf_counter()

@@ -92,7 +92,7 @@ def measure(ground: Ground, candidates: int = CANDIDATES) -> dict[str, Any]:
             asks[f"{dtype}.torch"] = _torch(ground, pack, dtype, candidates, replays)
         for ask in asks.values():
             ask()
-        seconds = interleaved(asks, ground.size.rounds)
+        seconds = interleaved(asks, ground.size.rounds, ground.share(2))
         found |= {f"{name}_ms": 1e3 * float(np.median(each)) for name, each in seconds.items()}
         for name, contender in engines.items():
             yardstick = f"{name.partition('.')[0]}.torch"
@@ -125,12 +125,13 @@ def _torch(
     if not on_gpu:
         return lambda: float(np.mean(timed(run, replays)))
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # engines' threads go on
         kept = run()
 
     def replay() -> float:

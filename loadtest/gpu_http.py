@@ -11,8 +11,8 @@ import asyncio
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ import numpy as np
 
 from loadtest.closed import Closed
 from loadtest.cores import Cores, on
+from loadtest.fleet import BenchError
 from loadtest.gpu_stage import Ground
 from loadtest.load import Load
-from loadtest.server import free_port, service
+from loadtest.server import ServerError, free_port, service
 from loadtest.traffic import Mix, Traffic
 from service.contract.pack import GENERAL, DomainPack, Golden
 from service.engines import ort
@@ -31,29 +32,31 @@ from service.stores._open import open_store
 _SHARE = 0.6
 """Of the closed loop's rate, at which the open one sends."""
 _DISTINCT = 128
-_START = 180.0
+_START = 45.0
 """Seconds that a service may take to be ready: it captures its graphs first."""
 _DOMAINS = 100
 """At most; more of them are the engine's matter (`gpu_throughput`)."""
-_BOTH = ("mixed", "single")
-"""Engines that are asked for one domain, too."""
 _ENGINES: Mapping[str, Mapping[str, Any]] = {
     "mixed": {"dtype": "float16"},
     "single": {"dtype": "float16", "mixed": False, "pieces": [1, 2, 4, 8, 16]},
-    "mixed_float32": {"dtype": "float32"},
     "cpu": {},
+    "mixed_float32": {"dtype": "float32"},
 }
-"""The last is the engine `ort`, on one core."""
+"""`cpu` is the engine `ort`, on one core."""
+_MANY = 4
+"""Workers of the service that has several."""
 
 
 def measure(ground: Ground) -> dict[str, Any]:
     """By engine and workers, then `<candidates>.<domains>`: `rps`, `p50_ms`, `p99_ms`, and at `open_rate`.
 
-    `mixed_gain` is the requests a second of `mixed` to those of `single`.
+    `mixed_gain` is the requests a second of `mixed` to those of `single`, `left_out` what there was no time
+    for, and `error` what failed. `mixed` with one worker is asked for one domain, too.
     """
     size = ground.size
     domains = [each for each in size.domains if each <= _DOMAINS]
     found: dict[str, Any] = {}
+    failed: list[str] = []
     cores = _apart()
     with tempfile.TemporaryDirectory(prefix="mdctr-gpu-http-") as place:
         store = f"directory:{place}/store"
@@ -63,32 +66,50 @@ def measure(ground: Ground) -> dict[str, Any]:
             for candidates in size.candidates
             for count in domains
         }
-        for name, options in _ENGINES.items():
-            for workers in (1, 4) if name == "mixed" and len(cores.server) > 4 else (1,):
-                settings = {
-                    "MDCTR_WORKERS": str(workers),
-                    "MDCTR_ENGINE": "ort" if name == "cpu" else "ort_cuda",
-                    "MDCTR_GOLDEN_TOLERANCE": "0.02",
-                    "MDCTR_DEADLINE_MS": "2000",
-                    "MDCTR_LOG_FORMAT": "json",
-                    "MDCTR_PORT": str(port := free_port()),
-                }
-                if name != "cpu":
-                    settings["MDCTR_ENGINE_OPTIONS"] = json.dumps({"device": size.device, **options})
-                log = ground.folder / f"http-{name}-{workers}.log"
-                with (
-                    on(cores.server),
-                    service(ground.bundle.path, store, log, settings, timeout=_START),
-                    on(cores.client),
-                ):
+        services = [(name, 1) for name in _ENGINES]
+        if len(cores.server) > _MANY:
+            services.append(("mixed", _MANY))
+        for at, (name, workers) in enumerate(services):
+            if at and ground.late:
+                found["left_out"] = [f"{each}_{count}" for each, count in services[at:]]
+                break
+            try:
+                with _served(ground, store, name, workers, cores) as port:
                     found[f"{name}_{workers}"] = {
                         what: _load(port, requests, cores, Path(place) / f"{name}-{workers}-{what}", ground)
                         for what, requests in asked.items()
-                        if (name in _BOTH and workers == 1) or what.endswith(f".{max(domains)}")
+                        if not at or what.endswith(f".{max(domains)}")
                     }
-    for what, figures in found["mixed_1"].items():
-        figures["mixed_gain"] = figures["rps"] / found["single_1"][what]["rps"]
-    return found
+            except (ServerError, BenchError, OSError) as error:  # the others may do
+                failed.append(f"{name}_{workers}: {error}")
+    for what, figures in found.get("mixed_1", {}).items():
+        if what in found.get("single_1", {}):
+            figures["mixed_gain"] = figures["rps"] / found["single_1"][what]["rps"]
+    return {**found, "error": "\n".join(failed)} if failed else found
+
+
+@contextmanager
+def _served(ground: Ground, store: str, name: str, workers: int, cores: Cores) -> Iterator[int]:
+    """A service with this engine, for the time of the block, which has the client's cores; gives its port."""
+    settings = {
+        "MDCTR_WORKERS": str(workers),
+        "MDCTR_ENGINE": "ort" if name == "cpu" else "ort_cuda",
+        "MDCTR_GOLDEN_TOLERANCE": "0.02",
+        "MDCTR_DEADLINE_MS": "2000",
+        "MDCTR_DRAIN_SECONDS": "0",
+        "MDCTR_LOG_FORMAT": "json",
+        "MDCTR_PORT": str(port := free_port()),
+        "PYTHONFAULTHANDLER": "1",
+    }
+    if name != "cpu":
+        settings["MDCTR_ENGINE_OPTIONS"] = json.dumps({"device": ground.size.device, **_ENGINES[name]})
+    log = ground.folder / f"http-{name}-{workers}.log"
+    with (
+        on(cores.server),
+        service(ground.bundle.path, store, log, settings, timeout=_START),
+        on(cores.client),
+    ):
+        yield port
 
 
 def _load(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +41,8 @@ class Size:
     """Of a contender at each size, over all rounds."""
     connections: int = 64
     """Of the HTTP client."""
+    whole_seconds: float = 200.0
+    """Of all parts together, at most, as far as they can stop between two measurements."""
 
     @classmethod
     def quick(cls, device: Literal["auto", "cuda", "cpu"]) -> Size:
@@ -54,6 +57,7 @@ class Size:
             rounds=3,
             seconds=0.1,
             connections=8,
+            whole_seconds=90.0,
         )
 
 
@@ -64,12 +68,23 @@ class Ground:
     size: Size
     made: Exported
     folder: Path
-    notes: list[str] = field(default_factory=list)
+    until: float = math.inf
+    """When a part shall be done, by `time.perf_counter`."""
 
     @property
     def bundle(self) -> Bundle:
         """The bundle, which has graphs of many requests."""
         return self.made.bundle
+
+    @property
+    def late(self) -> bool:
+        """Whether a part shall be done."""
+        return time.perf_counter() >= self.until
+
+    def share(self, left: int) -> float:
+        """When the next of so many measurements that are left shall be done."""
+        now = time.perf_counter()
+        return now + (self.until - now) / left
 
     def packs(self, count: int) -> list[DomainPack]:
         """Different ones, around the general pack: what a domain owns is moved at random."""
@@ -105,10 +120,17 @@ def ground(size: Size, folder: Path, paradigm: str = "plate") -> Ground:
     return Ground(size, export(folder / paradigm, sizes, recipe, many=True), folder)
 
 
-def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each says, by round; each is asked after each other in turn."""
+def interleaved(
+    contenders: Mapping[str, Callable[[], float]], rounds: int, until: float = math.inf
+) -> dict[str, list[float]]:
+    """What each says, by round; each is asked after each other in turn.
+
+    No round but the first begins after `until`.
+    """
     order, found = [*contenders], {name: list[float]() for name in contenders}
     for at in range(rounds):
+        if at and time.perf_counter() >= until:
+            break
         for name in order[at % len(order) :] + order[: at % len(order)]:
             found[name].append(contenders[name]())
     return found

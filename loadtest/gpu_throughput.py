@@ -22,6 +22,8 @@ from service.engines.ort_cuda import OrtCudaEngine
 UNDER_WAY = 512
 """Requests at once."""
 _DISTINCT = 256
+_ROUNDS = 5
+"""At most: each answers all that is under way at least once, one by one, too."""
 _FEW = 32
 """Requests that are answered one after another before the clock is looked at."""
 Asked = Sequence[tuple[Arrays, Handle]]
@@ -33,6 +35,7 @@ def measure(ground: Ground) -> dict[str, Any]:
     `mixed_bulk` and `mixed_asked` are of requests together, `single_bulk` and `single_asked` one by one.
     """
     size, found = ground.size, dict[str, Any]()
+    left = len(DTYPES) * len(size.candidates) * len(size.domains)
     packs = ground.packs(max(size.domains))
     for dtype in DTYPES:
         with ExitStack() as stack:
@@ -50,7 +53,9 @@ def measure(ground: Ground) -> dict[str, Any]:
                         name: [(requests[at % _DISTINCT], own[at % domains]) for at in turns]
                         for name, own in handles.items()
                     }
-                    rates = _rates(engines, asked, size.seconds / size.rounds, size.rounds)
+                    rounds = min(_ROUNDS, size.rounds)
+                    rates = _rates(engines, asked, size.seconds / 2 / rounds, rounds, ground.share(left))
+                    left -= 1
                     found[dtype][f"{candidates}.{domains}"] = {
                         **{name: rate * candidates for name, rate in rates.items()},
                         "bulk_gain": rates["mixed_bulk"] / rates["single_bulk"],
@@ -60,7 +65,11 @@ def measure(ground: Ground) -> dict[str, Any]:
 
 
 def _rates(
-    engines: Mapping[str, OrtCudaEngine], asked: Mapping[str, Asked], seconds: float, rounds: int
+    engines: Mapping[str, OrtCudaEngine],
+    asked: Mapping[str, Asked],
+    seconds: float,
+    rounds: int,
+    until: float,
 ) -> dict[str, float]:
     """Requests a second of each."""
     for name, engine in engines.items():
@@ -73,7 +82,8 @@ def _rates(
         f"{name}_asked": partial(_through_line, engine, asked[name], seconds)
         for name, engine in engines.items()
     }
-    return {name: float(np.median(each)) for name, each in interleaved(contenders, rounds).items()}
+    found = interleaved(contenders, rounds, until)
+    return {name: float(np.median(each)) for name, each in found.items()}
 
 
 def _bulk(engine: OrtCudaEngine, asked: Asked, seconds: float, *, together: bool) -> float:

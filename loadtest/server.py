@@ -15,6 +15,9 @@ import httpx2
 
 from service.contract.errors import MdctrError
 
+_LINES = 20
+"""Of a log that an error has."""
+
 
 class ServerError(MdctrError):
     """The service did not become ready, or did not stop."""
@@ -41,7 +44,7 @@ def service(
         timeout: seconds to wait for readiness.
 
     Raises:
-        ServerError: it ended, or was not ready in time; the text says where its log is.
+        ServerError: it ended, or was not ready in time; the text has the end of its log.
     """
     port = int((settings or {}).get("MDCTR_PORT", free_port()))
     url = f"http://127.0.0.1:{port}"
@@ -93,11 +96,16 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float)
     with httpx2.Client() as client:
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise ServerError(f"the service ended with exit code {process.returncode}; see {log}")
+                raise ServerError(f"the service ended with exit code {process.returncode}; {_end_of(log)}")
             try:
                 if client.get(f"{url}/readyz").status_code == httpx2.codes.OK:
                     return
             except httpx2.TransportError:
                 pass  # it does not listen yet
             time.sleep(0.05)
-    raise ServerError(f"the service was not ready after {timeout:g} s; see {log}")
+    raise ServerError(f"the service was not ready after {timeout:g} s; {_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join([f"{log} ends with", *lines[-_LINES:]])

@@ -53,12 +53,19 @@ class CudaDeviceAttr(Protocol):
     cudaDevAttrComputeCapabilityMinor: int  # noqa: N815 - CUDA's name
 
 
+class CudaStreamCaptureMode(Protocol):
+    """`cudaStreamCaptureMode`."""
+
+    cudaStreamCaptureModeThreadLocal: int  # noqa: N815 - CUDA's name
+
+
 class CudaRuntime(Protocol):
     """The part of `cuda.bindings.runtime` that is used. Every call answers a tuple, the error first."""
 
     # ruff: noqa: N802 - each is described by CUDA under its name
     cudaMemcpyKind: CudaMemcpyKind  # noqa: N815
     cudaDeviceAttr: CudaDeviceAttr  # noqa: N815
+    cudaStreamCaptureMode: CudaStreamCaptureMode  # noqa: N815
     cudaStreamNonBlocking: int  # noqa: N815
 
     def cudaGetDevice(self) -> tuple[CudaError, int]: ...
@@ -70,6 +77,7 @@ class CudaRuntime(Protocol):
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[CudaError, Stream]: ...
     def cudaStreamSynchronize(self, stream: int) -> tuple[CudaError]: ...
     def cudaStreamDestroy(self, stream: int) -> tuple[CudaError]: ...
+    def cudaThreadExchangeStreamCaptureMode(self, mode: int) -> tuple[CudaError, int]: ...
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[CudaError]: ...
     def cudaGetErrorString(self, error: CudaError) -> tuple[CudaError, bytes]: ...
 
@@ -132,8 +140,16 @@ class Device:
         flags = self._runtime.cudaStreamNonBlocking
         return int(self._value(self._runtime.cudaStreamCreateWithFlags(flags)))
 
+    def ignore_captures(self) -> None:
+        """Let the calling thread allocate, free and wait while another thread captures a graph.
+
+        ONNX Runtime captures globally: such calls fail then, in every thread that does not ask for this.
+        """
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._done(self._runtime.cudaThreadExchangeStreamCaptureMode(mode))
+
     def drop(self, stream: int) -> None:
-        """Destroy a stream."""
+        """Destroy a stream. Nothing may use it any more: CUDA does not check its handle."""
         self._done(self._runtime.cudaStreamDestroy(stream))
 
     def upload(self, block: npt.NDArray[Any], to: int, stream: int) -> None:

@@ -25,8 +25,12 @@ class AnyDevice(Protocol):
         """A new stream."""
         ...
 
+    def ignore_captures(self) -> None:
+        """Let the calling thread work while another captures a graph."""
+        ...
+
     def drop(self, stream: int) -> None:
-        """Destroy a stream."""
+        """Destroy a stream, which nothing uses any more."""
         ...
 
     def upload(self, block: npt.NDArray[Any], to: int, stream: int) -> None:

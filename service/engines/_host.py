@@ -35,6 +35,9 @@ class Host:
         """There is none."""
         return 0
 
+    def ignore_captures(self) -> None:
+        """There are none."""
+
     def drop(self, stream: int) -> None:
         """Nothing is left of it."""
 

@@ -72,7 +72,7 @@ class Launch:
             graph: a number that no other launch has, to capture it as a CUDA graph; None not to.
         """
         self.pieces, self.candidates = pieces, candidates
-        self._session, self._device, self._stream = session, device, stream
+        self._device, self._stream = device, stream
         sizes = {"R": pieces, "C": candidates}
         inputs = inputs_of(session)
         staged = [
@@ -95,14 +95,15 @@ class Launch:
         }
         self.logit = out.views(self._out)[OUTPUT].reshape(pieces * candidates)
         kind = "cpu" if graph is None and stream == 0 else "cuda"
-        self._binding = session.io_binding()
+        binding = session.io_binding()
         for name, shape, dtype in staged:
             at = self._memory.address + layout.slots[name].offset
-            self._binding.bind_input(name, kind, 0, dtype.type, shape, at)
+            binding.bind_input(name, kind, 0, dtype.type, shape, at)
         for name, each in bound.items():
             if name in inputs:
-                self._binding.bind_input(name, kind, 0, each.dtype.type, each.shape, each.address)
-        self._binding.bind_output(OUTPUT, kind, 0, np.float32, (pieces, candidates), self._answer.address)
+                binding.bind_input(name, kind, 0, each.dtype.type, each.shape, each.address)
+        binding.bind_output(OUTPUT, kind, 0, np.float32, (pieces, candidates), self._answer.address)
+        self._run: tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding] | None = session, binding
         self._options = onnxruntime.RunOptions()
         if kind == "cuda":
             self._options.add_run_config_entry("gpu_graph_id", str(-1 if graph is None else graph))
@@ -137,7 +138,14 @@ class Launch:
 
     def compute(self) -> None:
         """Enqueue the graph alone."""
-        self._session.run_with_iobinding(self._binding, self._options)
+        if self._run is None:
+            raise ValueError("the engine is closed")
+        session, binding = self._run
+        session.run_with_iobinding(binding, self._options)
+
+    def close(self) -> None:
+        """Let go of the session, whoever still holds this: it must be gone before its stream is."""
+        self._run = None
 
     def wait(self) -> None:
         """Return when `logit` is there, (R * C,) float32."""

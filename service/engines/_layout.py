@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 256
-"""Bytes. What `cudaMalloc` gives starts at a multiple of it, so a tensor within a block is placed no worse than
-one with memory of its own."""
+"""Bytes. What `cudaMalloc` gives starts at a multiple of it, so a tensor within a block is placed no worse
+than one with memory of its own."""
 
 
 @dataclass(frozen=True)

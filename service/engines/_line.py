@@ -1,4 +1,8 @@
-"""`Line`: requests that stand in line for one thread, which answers as many at once as fit together."""
+"""`Line`: requests that stand in line for one thread, which answers as many at once as fit together.
+
+What fails there lets go of its locals at once: an error that somebody keeps must not keep sessions and memory
+of the device.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import perf_counter
+from traceback import clear_frames
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -76,6 +82,7 @@ class Task(Generic[T]):
         try:
             self.result = self.work()
         except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
+            clear_frames(error.__traceback__)
             self.error = error
         finally:
             self.done.set()
@@ -103,7 +110,7 @@ class Line:
         self._answer, self._fits, self._patience, self._mixed = answer, fits, patience, mixed
         self._queue: SimpleQueue[Job | Task[Any] | None] = SimpleQueue()
         self._waiting: deque[Job | Task[Any] | None] = deque()
-        self._closed = False
+        self._closed, self._ending = False, threading.Lock()
         self.launches = self.jobs = 0
         """How many there were."""
         self._thread = threading.Thread(target=self._run, name="mdctr-gpu", daemon=True)
@@ -142,20 +149,23 @@ class Line:
 
     def later(self, work: Callable[[], object]) -> None:
         """Have the thread do something after what was asked before."""
-        if not self._closed:
-            self._queue.put(Task(work))
+        with self._ending:
+            if not self._closed:
+                self._queue.put(Task(work))
 
     def close(self) -> None:
         """End the thread after what was asked before."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+        with self._ending:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join()
 
     def _put(self, asked: Job | Task[Any]) -> None:
-        if self._closed:
-            raise ValueError("the engine is closed; its handles were released")
-        self._queue.put(asked)
+        with self._ending:  # what came behind the end would never be answered
+            if self._closed:
+                raise ValueError("the engine is closed; its handles were released")
+            self._queue.put(asked)
 
     def _run(self) -> None:
         while True:
@@ -173,6 +183,7 @@ class Line:
             try:
                 self._answer(jobs)
             except BaseException as error:  # noqa: BLE001 - whoever asked raises it
+                clear_frames(error.__traceback__)
                 for job in jobs:
                     job.error = error
             self.launches += 1
@@ -237,7 +248,7 @@ def _deliver(jobs: Sequence[Job]) -> None:
         elif job.asking is not None:
             loops.setdefault(job.asking[0], []).append(job)
     for loop, some in loops.items():
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # it was closed, and nobody waits there any more
             loop.call_soon_threadsafe(_resolve, some)
 
 

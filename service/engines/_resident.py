@@ -40,7 +40,8 @@ class Uploader:
     """Brings arrays to the device, on a stream of its own."""
 
     def __init__(self, device: Device) -> None:
-        self._device, self._stream = device, device.stream()
+        self._device = device
+        self._stream: int | None = device.stream()
         self._lock = threading.Lock()
 
     def __call__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Resident:
@@ -48,11 +49,14 @@ class Uploader:
 
         Raises:
             EngineError: the device has no memory left.
+            ValueError: the stream was destroyed.
         """
         layout = Layout.of((name, array.shape, array.dtype) for name, array in arrays.items())
         resident = Resident(self._device.allocate(layout.nbytes), layout)
         laid = [np.ascontiguousarray(array) for array in arrays.values()]
         with self._lock:
+            if self._stream is None:
+                raise ValueError("the engine is closed")
             for (_, address), array in zip(resident.addresses, laid, strict=True):
                 self._device.upload(array, address, self._stream)
             # A copy from memory that is not page-locked may return when it was read, before it has arrived.
@@ -60,5 +64,8 @@ class Uploader:
         return resident
 
     def close(self) -> None:
-        """Destroy the stream."""
-        self._device.drop(self._stream)
+        """Destroy the stream, once nothing is brought over it any more."""
+        with self._lock:
+            if self._stream is not None:
+                self._device.drop(self._stream)
+                self._stream = None

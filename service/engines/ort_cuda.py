@@ -13,9 +13,9 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,22 @@ from service.contract.errors import BundleError, EngineError
 from service.contract.manifest import ITEM_ROWS
 from service.contract.pack import DomainPack
 from service.engines._buckets import Buckets
-from service.engines._cuda import Memory, open_device
+from service.engines._cuda import open_device
 from service.engines._device import AnyDevice
+from service.engines._form import Form, stacks_in
 from service.engines._host import Host
-from service.engines._launch import Bound, Launch, inputs_of
+from service.engines._launch import Launch
 from service.engines._line import Batch, Job, Line
 from service.engines._patience import Patience
 from service.engines._protocol import Arrays, Handle
 from service.engines._slots import Slots
-from service.engines._stacks import LAYOUT, Stack, Stacks, stacks_of
+from service.engines._stacks import Stacks
 
 _EDITIONS = 2
 """Item tables that are on the device at once: the one that answers, and the one before or to come."""
 _CUDA = "CUDAExecutionProvider"
+_PREPARING = threading.Lock()
+"""Of the process: to make a session waits for the whole device, which fails while another engine captures."""
 
 
 class Options(BaseModel):
@@ -84,18 +87,6 @@ class Packed:
         return sum(array.nbytes for array in self.arrays or ())
 
 
-@dataclass(eq=False)
-class _Form:
-    """A graph over one edition of the items, prepared for every number of pieces."""
-
-    bound: Mapping[str, Bound]
-    launches: Mapping[int, Launch]
-    held: Sequence[object] = ()
-    """What its addresses and its name depend on."""
-    counted: str = field(default="")
-    """An input with a row for each candidate."""
-
-
 class OrtCudaEngine:
     """Scores on one device, from one thread."""
 
@@ -105,14 +96,15 @@ class OrtCudaEngine:
         self._buckets = Buckets(options.pieces)
         self._handles: set[Packed] = set()
         self._lock = threading.Lock()
-        self._editions: OrderedDict[int, _Form] = OrderedDict()
+        self._editions: OrderedDict[int, Form] = OrderedDict()
         self._closed = False
-        self._graphs = 1  # 0 is ONNX Runtime's own
         self.line = Line(self._answer, self._fits, Patience(options.wait_us / 1e6), mixed=options.mixed)
+        self._stream: int | None = None
+        self._fields: Form | None = None
         try:
             self.line.do(self._open)
         except BaseException:
-            self.line.close()
+            self.close()
             raise
 
     # What any engine has.
@@ -148,8 +140,10 @@ class OrtCudaEngine:
             self._handles.clear()
         if not self._closed:
             self._closed = True
-            self.line.do(self._free)
-            self.line.close()
+            try:
+                self.line.do(self._free)
+            finally:
+                self.line.close()
 
     @property
     def memory(self) -> dict[str, int]:
@@ -163,7 +157,7 @@ class OrtCudaEngine:
 
     def prepared(self, *, rows: bool) -> Mapping[int, Launch]:
         """Launches by number of pieces, for a benchmark: on `line` alone. Rows are of the bundle's items."""
-        return (self._edition(self._bundle.tables) if rows else self._fields).launches
+        return self._form_of(self._bundle.tables if rows else None).launches
 
     def jobs(self, requests: Sequence[tuple[Arrays, Handle]]) -> list[Job]:
         """Requests as `answer` takes them."""
@@ -192,35 +186,46 @@ class OrtCudaEngine:
         if self.on_gpu:
             onnxruntime.preload_dlls()
         self._device: AnyDevice = open_device() if self.on_gpu else Host()
-        self._stream = self._device.stream()
+        self._device.ignore_captures()
+        with _PREPARING:
+            self._stream = self._device.stream()
+            self._prepare(self._stream)
+
+    def _prepare(self, stream: int) -> None:
+        options = self.options
         graphs = self._bundle.manifest.many.get(options.dtype)
         if graphs is None:
             raise BundleError(
                 f"the bundle has no graph of many requests in {options.dtype}: build it with --many"
             )
-        self._of_fields = self._session(self._bundle.path / graphs.fields)
-        self._of_rows = None if graphs.rows is None else self._session(self._bundle.path / graphs.rows)
-        sessions = [each for each in (self._of_fields, self._of_rows) if each is not None]
-        self._read: dict[int, list[Stack]] = {
-            id(each): stacks_of(each.get_modelmeta().custom_metadata_map[LAYOUT], inputs_of(each))
-            for each in sessions
-        }
-        stacks = list(dict.fromkeys(stack for each in self._read.values() for stack in each))
+        self._of_rows = None if graphs.rows is None else self._bundle.path / graphs.rows
+        sessions = [
+            self._session(graph, stream)
+            for graph in (self._bundle.path / graphs.fields, self._of_rows)
+            if graph is not None
+        ]
+        stacks = list(dict.fromkeys(stack for session in sessions for stack in stacks_in(session)))
         count = Stacks.fitting(stacks, options.slot_bytes, options.slots)
         self._stacks = Stacks(self._device, stacks, count)
         self._slots = Slots(count)
-        self._fields = self._form(self._of_fields, {})
+        self._fields = self._form(sessions[0], {}, stream)
+        self._counted = self._fields.counted
         if self._of_rows is not None:
-            self._edition(self._bundle.tables)
+            self._editions[_name(self._bundle.tables)] = self._form(sessions[1], self._bundle.tables, stream)
 
     def _free(self) -> None:
-        """Let go of captured graphs, sessions and memory, in this order, where they were made."""
+        """Let go of captured graphs, sessions and memory, and then of their stream, where they were made."""
+        forms = [*self._editions.values(), *([self._fields] if self._fields else [])]
         self._editions.clear()
-        self._read.clear()
-        del self._fields, self._of_fields, self._of_rows, self._stacks
-        self._device.drop(self._stream)
+        self._fields = None
+        with _PREPARING:
+            for form in forms:
+                form.close()
+            if self._stream is not None:
+                self._device.drop(self._stream)
+                self._stream = None
 
-    def _session(self, graph: Path) -> onnxruntime.InferenceSession:
+    def _session(self, graph: Path, stream: int) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -228,7 +233,7 @@ class OrtCudaEngine:
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.on_gpu:
             given = {
-                "user_compute_stream": str(self._stream),
+                "user_compute_stream": str(stream),
                 "enable_cuda_graph": "1" if self.options.graphs else "0",
                 "use_tf32": "0",  # float32 means float32: TF32 has float16's 10 bits
                 "arena_extend_strategy": "kSameAsRequested",
@@ -242,51 +247,37 @@ class OrtCudaEngine:
             raise EngineError("ONNX Runtime cannot use the GPU: CUDA's or cuDNN's libraries are not found")
         return made
 
-    def _form(self, session: onnxruntime.InferenceSession, tables: Mapping[str, npt.NDArray[Any]]) -> _Form:
-        inputs = inputs_of(session)
-        bound: dict[str, Bound] = {
-            stack.name: Bound(self._stacks.address(stack), self._stacks.shape(stack), stack.dtype)
-            for stack in self._read[id(session)]
-        }
-        held: list[object] = list(tables.values())
-        for name, table in tables.items():
-            if name in inputs:
-                dtype = inputs[name][1]
-                memory = self._upload(np.ascontiguousarray(table, dtype))
-                held.append(memory)
-                bound[name] = Bound(memory.address, table.shape, dtype)
-        launches = {}
-        for pieces in self._buckets.sizes:
-            graph = self._graphs if self.on_gpu and self.options.graphs else None
-            self._graphs += 1
-            launches[pieces] = Launch(
-                session,
-                self._device,
-                self._stream,
-                pieces=pieces,
-                candidates=self.options.candidates,
-                bound=bound,
-                graph=graph,
-            )
-        counted = next(name for name in inputs if name.startswith("item."))
-        return _Form(bound, launches, held, counted)
+    def _form(
+        self, session: onnxruntime.InferenceSession, tables: Mapping[str, npt.NDArray[Any]], stream: int
+    ) -> Form:
+        options = self.options
+        return Form(
+            session,
+            tables,
+            self._stacks,
+            self._device,
+            stream,
+            sizes=options.pieces,
+            candidates=options.candidates,
+            graphs=self.on_gpu and options.graphs,
+        )
 
-    def _upload(self, array: npt.NDArray[Any]) -> Memory:
-        memory = self._device.allocate(max(1, array.nbytes))
-        self._device.upload(array, memory.address, self._stream)
-        self._device.wait(self._stream)
-        return memory
-
-    def _edition(self, tables: Mapping[str, npt.NDArray[Any]]) -> _Form:
-        """The graph over these tables of items."""
+    def _form_of(self, tables: Mapping[str, npt.NDArray[Any]] | None) -> Form:
+        """The graph by fields, or over these tables of items."""
+        if self._fields is None or self._stream is None:
+            raise ValueError("the engine is closed; its handles were released")
+        if tables is None:
+            return self._fields
         if self._of_rows is None:
             raise ValueError("the bundle has no item halves")
-        key = id(next(iter(tables.values())))  # held below, so that no other array has it
+        key = _name(tables)
         found = self._editions.get(key)
         if found is None:
-            while len(self._editions) >= _EDITIONS:
-                self._editions.popitem(last=False)
-            found = self._editions[key] = self._form(self._of_rows, tables)
+            with _PREPARING:
+                while len(self._editions) >= _EDITIONS:
+                    self._editions.popitem(last=False)[1].close()
+                session = self._session(self._of_rows, self._stream)
+                found = self._editions[key] = self._form(session, tables, self._stream)
         self._editions.move_to_end(key)
         return found
 
@@ -304,7 +295,7 @@ class OrtCudaEngine:
             } or self._bundle.tables
             count = len(inputs[ITEM_ROWS])
         else:
-            count = len(inputs[self._fields.counted])
+            count = len(inputs[self._counted])
         return Job(inputs, held, arrays, tables, count, -(-count // self.options.candidates))
 
     def _fits(self, together: Batch, job: Job) -> bool:
@@ -317,13 +308,13 @@ class OrtCudaEngine:
 
     def _answer(self, jobs: Sequence[Job]) -> None:
         first = jobs[0]
-        form = self._fields if first.tables is None else self._edition(first.tables)
+        form = self._form_of(first.tables)
         packs = [job.pack for job in jobs]
         taken = self._slots.take(packs)
         try:
             arrays = {id(job.pack): job.arrays for job in jobs}
             for pack, slot in taken.fresh:
-                self._stacks.write(slot, arrays[id(pack)], self._stream)
+                self._stacks.write(slot, arrays[id(pack)], cast("int", self._stream))
             if first.pieces > self._buckets.largest:
                 first.logit = self._long(form, first, taken.slots[0])
                 return
@@ -338,10 +329,14 @@ class OrtCudaEngine:
             logit = launch.logit.copy()  # the buffer is the next launch's
             for job, start in zip(jobs, starts, strict=True):
                 job.logit = logit[start : start + job.count]
+        except BaseException:
+            for pack, _ in taken.fresh:  # whether they are there is not known
+                self._slots.drop(pack)
+            raise
         finally:
             self._slots.free(packs)
 
-    def _long(self, form: _Form, job: Job, slot: int) -> npt.NDArray[np.float32]:
+    def _long(self, form: Form, job: Job, slot: int) -> npt.NDArray[np.float32]:
         """A request of more candidates than the largest launch has."""
         launch = form.launches[self._buckets.largest]
         most, parts = launch.pieces * launch.candidates, []
@@ -362,6 +357,11 @@ def open(bundle: Bundle, threads: int, options: Options | None = None) -> OrtCud
         EngineError: there is no GPU where one was asked for.
     """
     return OrtCudaEngine(bundle, options or Options())
+
+
+def _name(tables: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Of an edition, for as long as its form holds the tables: no other array is where they are."""
+    return id(next(iter(tables.values())))
 
 
 def _held(handle: Handle) -> Packed:

@@ -29,11 +29,17 @@ class cudaError_t(IntEnum):  # noqa: N801 - CUDA's name
     cudaErrorMemoryAllocation = 2
     cudaErrorInvalidResourceHandle = 400
     cudaErrorLaunchFailure = 719
+    cudaErrorStreamCaptureUnsupported = 900
 
 
 class cudaMemcpyKind(IntEnum):  # noqa: N801 - CUDA's name
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+
+
+class cudaStreamCaptureMode(IntEnum):  # noqa: N801 - CUDA's name
+    cudaStreamCaptureModeGlobal = 0
+    cudaStreamCaptureModeThreadLocal = 1
 
 
 class cudaDeviceAttr(IntEnum):  # noqa: N801 - CUDA's name
@@ -54,6 +60,7 @@ class FakeCuda(ModuleType):
 
     cudaMemcpyKind = cudaMemcpyKind
     cudaDeviceAttr = cudaDeviceAttr
+    cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaStreamNonBlocking = 1
 
     def __init__(self, capability: tuple[int, int] = (9, 0), nbytes: int = 1 << 30) -> None:
@@ -65,6 +72,9 @@ class FakeCuda(ModuleType):
         self.streams: dict[int, list[Callable[[], None]]] = {}
         self.copies: list[tuple[str, int]] = []
         """What was copied in the order in which it was: direction and bytes."""
+        self.capturing: int | None = None
+        """The thread that captures a graph, globally, as ONNX Runtime does."""
+        self._modes: dict[int, int] = {}
         self._numbers = itertools.count(1)
         self._next = _START
         self._lock = threading.RLock()
@@ -76,8 +86,15 @@ class FakeCuda(ModuleType):
         assert device == 0
         return (*OK, self.capability[attr - cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor])
 
+    def cudaThreadExchangeStreamCaptureMode(self, mode: int) -> Answer:
+        thread = threading.get_ident()
+        before, self._modes[thread] = self._modes.get(thread, 0), mode
+        return (*OK, before)
+
     def cudaMalloc(self, size: int) -> Answer:
         with self._lock:
+            if self._prohibited():
+                return (cudaError_t.cudaErrorStreamCaptureUnsupported, None)
             if size > self.free_bytes:
                 return (cudaError_t.cudaErrorMemoryAllocation, None)
             self.free_bytes -= size
@@ -158,6 +175,11 @@ class FakeCuda(ModuleType):
                 return None
             offset = address - starts[where]
             return self.memory[starts[where]][offset : offset + nbytes]
+
+    def _prohibited(self) -> bool:
+        thread = threading.get_ident()
+        elsewhere = not self._modes.get(thread, cudaStreamCaptureMode.cudaStreamCaptureModeGlobal)
+        return self.capturing is not None and (self.capturing == thread or elsewhere)
 
     def _run(self, stream: int) -> None:
         todo, self.streams[stream] = self.streams[stream], []

@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -47,6 +48,18 @@ def test_memory_goes_with_its_last_owner(cuda):
     assert (cuda.memory, cuda.host) == ({}, {})
 
 
+def test_a_thread_that_ignores_captures_goes_on_while_another_captures(cuda):
+    device = open_device()
+    cuda.capturing = -1
+    with pytest.raises(EngineError, match="900"):
+        device.allocate(16)
+    device.ignore_captures()
+    assert device.allocate(16).nbytes == 16
+    cuda.capturing = threading.get_ident()  # it allocates no more than before while it captures itself
+    with pytest.raises(EngineError, match="900"):
+        device.allocate(16)
+
+
 def test_errors_have_cudas_words(cuda):
     device = open_device()
     with pytest.raises(EngineError, match="CUDA error 2: cudaErrorMemoryAllocation"):
@@ -66,6 +79,17 @@ def test_resident_arrays_are_contiguous_copies(cuda):
     assert found == [[0, 1, 2, 6, 7, 8], [0, 1, 2, 3, 4, 5]]
     with pytest.raises(EngineError, match="cudaErrorMemoryAllocation"):
         upload({"a": np.zeros(1 << 20, np.float32)})
+
+
+def test_nothing_is_copied_over_a_stream_that_was_destroyed(cuda):
+    upload = Uploader(open_device())
+    upload.close()
+    upload.close()
+    assert not cuda.streams
+    with pytest.raises(ValueError, match="closed"):
+        upload({"a": np.zeros(4, np.float32)})
+    gc.collect()
+    assert not cuda.memory
 
 
 def test_without_the_bindings_it_says_what_to_install(monkeypatch):

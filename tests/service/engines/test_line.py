@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -186,3 +187,35 @@ def test_a_loop_that_ended_is_left_alone(line, desk):
     asyncio.run(ask())
     desk.busy.set()
     assert line.ask(job(2)).tolist() == [2]
+
+
+def test_a_loop_that_is_closed_does_not_end_the_thread(line, desk):
+    async def give_up():
+        desk.busy.clear()
+        line.submit(job(1))
+
+    asyncio.run(give_up())
+    desk.busy.set()
+    assert line.ask(job(2)).tolist() == [2]
+
+
+def test_an_error_keeps_nothing_of_what_failed(line):
+    kept = []
+
+    def fails():
+        held = Desk()
+        kept.append(weakref.ref(held))
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory") as error:
+        line.do(fails)
+    assert kept[0]() is None
+    assert error.value.__traceback__ is not None
+
+
+def test_nothing_is_taken_after_the_end(line):
+    line.close()
+    with pytest.raises(ValueError, match="closed"):
+        line.ask(job(1))
+    line.later(lambda: None)
+    line.close()

@@ -5,6 +5,7 @@ Expected logits are numpy's, from the same weights (`tests.service.bundles.logit
 
 import asyncio
 import shutil
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from service.contract.bundle import Bundle
 from service.contract.errors import BundleError, DeadlineExceeded, EngineError, SettingsError
 from service.contract.manifest import ItemHalves
 from service.engines import ort_cuda
+from service.engines._host import Host
 from service.engines._launch import Launch
-from service.engines.ort_cuda import Options
+from service.engines.ort_cuda import Options, OrtCudaEngine
 from service.features import RequestEncoder
 from service.resident import Resident
 from service.runtime import open_engine
@@ -195,6 +197,83 @@ def test_an_engine_that_fails_says_so_to_those_it_asked_for_and_goes_on(opened, 
             engine.score(inputs, handle)
     assert engine.score(inputs, handle).shape == (2,)
     assert engine._slots.room(range(6))  # nothing is held by what failed
+
+
+def test_a_pack_whose_copy_failed_is_not_taken_for_one_that_is_there(opened, monkeypatch):
+    engine = opened(slots=1)
+    one, other = (bundles.make_pack("books", seed) for seed in range(2))
+    inputs = bundles.random_inputs(3, seed=0)
+    engine.score(inputs, engine.load(one))
+    handle = engine.load(other)
+
+    def fails(*_):
+        raise EngineError("CUDA error 700: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._stacks, "write", fails)
+        with pytest.raises(EngineError, match="illegal"):
+            engine.score(inputs, handle)
+    logit = engine.score(inputs, handle)
+    np.testing.assert_allclose(logit, bundles.logits(other.tensors, inputs), atol=1e-5)
+
+
+@pytest.fixture
+def sessions(monkeypatch):
+    """Those that engines made and that are still there, and how many were when a stream was destroyed."""
+    made: weakref.WeakSet[Any] = weakref.WeakSet()
+    left: list[int] = []
+    session = OrtCudaEngine._session
+
+    def watched(self, *arguments):
+        found = session(self, *arguments)
+        made.add(found)
+        return found
+
+    monkeypatch.setattr(OrtCudaEngine, "_session", watched)
+    monkeypatch.setattr(Host, "drop", lambda self, stream: left.append(len(made)))
+    return made, left
+
+
+def test_sessions_are_gone_before_their_stream_whoever_holds_a_launch(opened, sessions):
+    made, left = sessions
+    engine = opened()
+    launches = [*engine.line.do(lambda: engine.prepared(rows=True)).values()]
+    launches += engine.line.do(lambda: engine.prepared(rows=False)).values()
+    assert len(made) == 2
+    engine.close()
+    assert left == [0]
+    with pytest.raises(ValueError, match="closed"):
+        launches[0].compute()
+
+
+def test_an_engine_that_cannot_be_opened_frees_what_it_has(bundle, sessions, monkeypatch):
+    made, left = sessions
+
+    def fails(self):
+        if self.pieces == 2:
+            raise EngineError("CUDA error 2: out of memory")
+
+    monkeypatch.setattr(Launch, "compute", fails)
+    with pytest.raises(EngineError, match="out of memory") as kept:
+        ort_cuda.open(bundle, 1, Options(device="cpu", **SMALL))
+    assert left == [0]
+    assert not made
+    assert kept.value.__traceback__ is not None
+
+
+def test_an_edition_that_went_leaves_no_session_behind(bundle, opened, sessions):
+    """A session keeps all that it captured, so each edition has one of its own."""
+    made, _ = sessions
+    engine = opened()
+    handle = engine.load(bundles.make_pack("books"))
+    request = {k: v for k, v in bundles.random_inputs(1, seed=3).items() if k.startswith("request.")}
+    for turn in range(5):
+        tables = {
+            "items.ids": np.roll(bundle.items.inputs.ids, turn, 0).copy(),
+            "items.numbers": np.roll(bundle.items.inputs.numbers, turn, 0).copy(),
+        }
+        engine.score({**request, "item.rows": np.array([1], np.int32), **tables}, handle)
+    assert len(made) == 3  # two editions, and the graph by fields
 
 
 def test_a_bundle_without_such_graphs_is_refused(bundle):
