@@ -19,13 +19,16 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench bench-training bench-add-domain bench-swap bench-domains bench-models simulate-experiments loadtest locust coverage test test-all lint clean
+.PHONY: help demo bench engine-check bench-training bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-student bench-gpu simulate-experiments loadtest locust coverage test test-all lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
 
 demo: $(READY) ## Train, export, publish, serve and measure [RECIPE=plate|distil] [DATA=synthetic] [MDCTR_DATA_DIR=folder]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest demo --recipe '$(RECIPE)' --data '$(DATA)'
+
+engine-check: $(READY) ## Build with TensorRT, run, compare with ONNX Runtime: BUNDLE=folder [ARGS='--candidates 128,512']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m export engine-check '$(or $(BUNDLE),$(error give BUNDLE=folder))' $(ARGS)
 
 bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other libraries [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-training --data '$(DATA)' $(ARGS)
@@ -48,8 +51,17 @@ bench-domains: $(READY) ## Ten thousand domains in one service, by form of pack 
 bench-models: $(READY) ## Every model of results-kuairand-models over HTTP: speed, packs, answers beside torch's [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-models $(ARGS)
 
+bench-student: $(READY) ## Latency of a student, and of the same model without its teacher [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-student $(ARGS)
+
+bench-csamp: $(READY) ## Latency with text in training, and in the graph [DATA=synthetic] [MDCTR_DATA_DIR=folder]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-csamp --data '$(DATA)' $(ARGS)
+
+bench-gpu: $(READY) ## Scoring on a GPU beside bare torch, many domains in one launch, float16, HTTP [ARGS='--part engine --quick']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-gpu $(ARGS)
+
 simulate-experiments: export OMP_NUM_THREADS = 1
-simulate-experiments: $(READY) ## How often an experiment's report is wrong: simulated A/A and A/B [ARGS='--runs 100']
+simulate-experiments: $(READY) ## How often reports and canaries are wrong: simulated A/A, A/B, trials [ARGS='--runs 100']
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest simulate-experiments $(ARGS)
 
 bench-add-domain: $(READY) ## Seconds to a new domain's first answer, and its AUC [DATA=synthetic] [ARGS=...]

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from export import add_domain as adding
+from export import engine as engines
+from export import engine_check as engine_checks
 from export import items as item_tables
 from export import lifecycle
 from export.bundle import build as build_bundle
@@ -24,7 +26,8 @@ from export.publish import Difference, difference, person
 from export.publish import publish as publish_bundle
 from service.contract import cli, hashing
 from service.contract.bundle import Bundle
-from service.contract.errors import RunError, StoreError
+from service.contract.errors import EngineError, RunError, StoreError
+from service.engines._plans import FOLDER as PLANS
 from service.stores._open import open_store
 from service.stores._protocol import PackStore
 from training import checkpoint
@@ -39,6 +42,7 @@ app.add_typer(lifecycle.app, name="packs")
 @app.command()
 def build(
     run: Path,
+    *,
     out: Annotated[Path, typer.Option(help="Folder of bundles.")] = Path("runs/bundles"),
     data: Annotated[Path, typer.Option(help="Folder of prepared data sets.")] = Path("runs/data"),
     item_halves: Annotated[
@@ -51,12 +55,17 @@ def build(
     half: Annotated[
         bool, typer.Option("--half", help="Round the domains' packs to float16: half of the bytes.")
     ] = False,
+    many: Annotated[
+        bool, typer.Option("--many", help="Also graphs that score many requests at once, for a GPU.")
+    ] = False,
 ) -> None:
     """Turn a complete run into a bundle. Prints the bundle's folder."""
     console = Console(stderr=True)
     recipe, prepared, model, metrics = checkpoint.load(run, data)
     with console.status("exporting, and comparing with torch"):
-        bundle = build_bundle(recipe, prepared, model, metrics, out, item_halves=item_halves, half=half)
+        bundle = build_bundle(
+            recipe, prepared, model, metrics, out, item_halves=item_halves, half=half, many=many
+        )
     manifest = bundle.manifest
     whole = manifest.parameters
     for what, count in (("owns", manifest.parameters_of_domain), ("tunes", manifest.parameters_tuned)):
@@ -78,6 +87,47 @@ def check(bundle: Path) -> None:
 def half_graph(bundle: Path, out: Annotated[Path, typer.Option(help="A new folder.")]) -> None:
     """Write a bundle's graph in float16, which the bundle's packs fit, for other engines. Prints its file."""
     cli.result(str(write_half(Bundle.open(bundle), out)))
+
+
+@app.command()
+def engine(
+    bundle: Path,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of plans.", show_default="engines, in the bundle's")
+    ] = None,
+    candidates: Annotated[str, typer.Option(help="Sizes that requests are padded to.")] = ",".join(
+        map(str, engines.SIZES)
+    ),
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For the lean runtime of the same version, too.")
+    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="From the graph in float16.")] = False,
+) -> None:
+    """Build a bundle's graphs for TensorRT and this machine's GPU. Prints the folder of the plans."""
+    opened = Bundle.open(bundle)
+    sizes = _sizes(candidates)
+    with Console(stderr=True).status("building; TensorRT times kernels, which takes minutes"):
+        made = engines.build(
+            opened, out or bundle / PLANS, sizes, version_compatible=version_compatible, half=half
+        )
+    cli.result(str(made))
+
+
+@app.command()
+def engine_check(
+    bundle: Path,
+    candidates: Annotated[str, typer.Option(help="Sizes that requests are padded to.")] = ",".join(
+        map(str, engines.SIZES)
+    ),
+    version_compatible: Annotated[bool, typer.Option("--version-compatible")] = False,
+) -> None:
+    """Build a bundle's graphs for TensorRT, run them, and compare with ONNX Runtime. Keeps no plan."""
+    found = engine_checks.check(
+        Bundle.open(bundle), _sizes(candidates), version_compatible=version_compatible
+    )
+    print_table(engine_checks.HEAD, (each.cells for each in found))
+    if not all(each.good for each in found):
+        raise SystemExit(1)
 
 
 @app.command()
@@ -205,6 +255,13 @@ def _show_tables(steps: list[item_tables.Step], *, as_json: bool) -> None:
         for step in steps
     )
     print_table(("promoted", "version", "", "run", "by", "items", "bytes"), rows)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as error:
+        raise EngineError(f"--candidates takes numbers with commas between them, not {text!r}") from error
 
 
 async def _publish(bundle: Bundle, url: str, dry_run: bool) -> list[Difference]:

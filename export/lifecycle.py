@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from export import trial
 from export.publish import person
 from service import inspection, lifecycle
 from service.contract import cli, plugins
@@ -137,11 +138,28 @@ def promote(
         list[str] | None,
         typer.Option(metavar="DOMAIN=VERSION", help="What must be live now; nothing after = for nothing."),
     ] = None,
+    canary: Annotated[
+        bool,
+        typer.Option("--canary", help="Try them on 1 %, 5 % and 25 % of users first; see docs/canary.md."),
+    ] = False,
+    experiments: Annotated[
+        str, typer.Option(envvar="MDCTR_EXPERIMENTS", help="With --canary: where the document is.")
+    ] = "",
     dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
     """Make versions live, all in one step or none. A unique beginning of a version is enough."""
     wanted = _pairs(versions)
+    if canary:
+        found = ask(
+            bundle_id(bundle),
+            store,
+            lambda at: trial.begin(
+                at, wanted, bundle=bundle_id(bundle), where=experiments, by=by, dry_run=dry_run
+            ),
+        )
+        cli.result(json.dumps(found) if as_json else f"{found['name']} begins: {_tried(found)}")
+        return
     before = {domain: start or None for domain, start in _pairs(expected or []).items()}
     done = ask(
         bundle_id(bundle),
@@ -149,6 +167,11 @@ def promote(
         lambda at: lifecycle.promote(at, wanted, run=run, by=by, expected=before, dry_run=dry_run),
     )
     _show_changes(done, dry_run=dry_run, as_json=as_json)
+
+
+def _tried(experiment: Mapping[str, Any]) -> str:
+    versions = experiment["arms"]["new"]["version"]
+    return ", ".join(f"{domain} {version}" for domain, version in versions.items())
 
 
 @app.command()

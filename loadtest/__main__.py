@@ -5,6 +5,7 @@ Results go to stdout, progress to stderr; bad input is one line and exit code 2.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 from importlib.resources import files as resources
 from pathlib import Path
@@ -16,8 +17,11 @@ from rich.table import Table
 
 from loadtest import bench as over_http
 from loadtest import bench_add_domain as adding
+from loadtest import bench_csamp as aligned
 from loadtest import bench_domains as many
+from loadtest import bench_gpu as on_gpu
 from loadtest import bench_models as served
+from loadtest import bench_student as taught
 from loadtest import bench_swap as swapping
 from loadtest import bench_training as training
 from loadtest import budgets as limits
@@ -25,6 +29,7 @@ from loadtest import capacity as loading
 from loadtest import demo as whole
 from loadtest import forms as stored
 from loadtest import simulate_experiments as simulating
+from loadtest.gpu_stage import Size as GpuSize
 from loadtest.stage import Size as Model
 from service.contract import cli
 from service.contract.errors import UnknownOption
@@ -51,6 +56,30 @@ def demo(
         cli.result(json.dumps(report))
     else:
         show(report, Console())
+
+
+@app.command()
+def bench_gpu(
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(on_gpu.PARTS)}; by default all.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, or cpu to see that it runs.")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Little of everything.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """The engine beside bare torch, many domains in one launch, float16, and memory, on a GPU."""
+    if device not in {"auto", "cuda", "cpu"}:
+        raise typer.BadParameter("auto, cuda or cpu")
+    where: Any = device
+    size = GpuSize.quick(where) if quick else GpuSize(device=where)
+    report = on_gpu.bench(size, out / "bench-gpu", Console(stderr=True), part or ())
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        on_gpu.show(report, Console(width=max(140, Console().width)))
+    if on_gpu.failed(report):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -152,6 +181,47 @@ def bench_models(
         cli.result(json.dumps(report))
     else:
         served.show(report, Console(width=max(180, Console().width)))
+
+
+@app.command()
+def bench_csamp(
+    *,
+    data: Annotated[str, typer.Option(help=f"A data set: {', '.join(aligned.DATA)}.")] = "synthetic",
+    out: Annotated[Path, typer.Option(help="Folder for runs, reports and prepared data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=2, help="How often each model is timed.")] = 60,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of a model in a round.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Latency of a model of ids, of the same after CSAMP, and of one with a language model in its graph."""
+    if data not in aligned.DATA:
+        raise UnknownOption(f"no such data: {data}; there are {', '.join(aligned.DATA)}")
+    folder, prepared = out / "bench-csamp", out / "data"
+    runs = aligned.train(aligned.DATA[data], folder / f"runs-{data}", prepared)
+    size = served.Size(rounds=rounds, seconds=seconds)
+    report = aligned.bench(size, runs, prepared, folder, Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        aligned.show(report, Console(width=max(120, Console().width)))
+
+
+@app.command()
+def bench_student(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for runs, reports and prepared data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=2, help="How often each model is timed.")] = 60,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of a model in a round.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Latency of a student, and of the same model without its teacher."""
+    folder, prepared = out / "bench-student", out / "data"
+    runs = taught.train(folder / "runs", prepared)
+    size = served.Size(rounds=rounds, seconds=seconds)
+    report = taught.bench(size, runs, prepared, folder, Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        aligned.show(report, Console(width=max(120, Console().width)))
 
 
 @app.command()
@@ -294,4 +364,5 @@ packs in bytes: {sizes}
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a library that crashes leaves a trace
     cli.run(app)

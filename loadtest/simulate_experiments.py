@@ -1,7 +1,6 @@
 """How often the report of an experiment is wrong: simulated experiments, looked at day by day.
 
-Users differ in how much they do and in how often they click, so clicks of one user are alike; both are normal
-on the log and the logit scale. A day's impressions of a user are Poisson, and each is clicked by itself.
+Their users are those of `loadtest.users`.
 """
 
 from __future__ import annotations
@@ -18,52 +17,13 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
+from loadtest import simulate_canary
+from loadtest.simulate_canary import Worlds
+from loadtest.users import Ints, Users
 from service.contract import files
 from service.experiments import statistics as of
 from service.experiments.report import MISMATCH
 from service.experiments.statistics import Estimate
-
-Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Users:
-    """A population."""
-
-    click_rate: float = 0.08
-    """Of a user in the middle."""
-    click_spread: float = 0.6
-    """Standard deviation of the logit."""
-    impressions: float = 2.0
-    """A day, of a user in the middle."""
-    impressions_spread: float = 0.8
-    """Standard deviation of the logarithm."""
-    together: float = -0.3
-    """Correlation of the two: who sees more clicks less of it."""
-
-    def clicks(
-        self, random: np.random.Generator, units: int, days: int, lift: float = 0.0, every: int = 1
-    ) -> tuple[Ints, Ints]:
-        """Clicks and impressions (days / every, units), of all days up to each `every`th.
-
-        What is clicked of Poisson impressions, and what is not, are independent Poisson numbers.
-
-        Args:
-            random: where chance comes from.
-            units: how many users are drawn.
-            days: how long.
-            lift: relative change of every user's probability to click.
-            every: how many days are drawn at once.
-        """
-        one, other = random.standard_normal((2, units))
-        logit = np.log(self.click_rate / (1 - self.click_rate)) + self.click_spread * one
-        tied = self.together * one + np.sqrt(1 - self.together**2) * other
-        rate = np.minimum((1 + lift) / (1 + np.exp(-logit)), 1.0)
-        seen = every * self.impressions * np.exp(self.impressions_spread * tied)
-        clicked, missed = (
-            random.poisson(seen * part, (days // every, units)).cumsum(0) for part in (rate, 1 - rate)
-        )
-        return clicked, clicked + missed
 
 
 @dataclass(frozen=True)
@@ -83,6 +43,8 @@ class Size:
     alpha: float = 0.05
     split_units: int = 100_000
     """Of an experiment whose arms are split 49 to 51."""
+    worlds: int = 100
+    """In which packs are tried."""
 
 
 def simulate(size: Size, folder: Path, console: Console) -> dict[str, Any]:
@@ -95,6 +57,7 @@ def simulate(size: Size, folder: Path, console: Console) -> dict[str, Any]:
         "aa": world.same(),
         "ab": world.different(),
         "srm": world.split(),
+        "canary": simulate_canary.simulate(Worlds(size.worlds), users, console),
     }
     flagged = report["aa"].pop("sample_ratio_flagged")
     report["srm"] |= {"flagged_aa_runs": flagged, "flagged_aa": flagged / size.runs}

@@ -29,6 +29,7 @@ from service.contract.errors import (
     UnknownDomain,
     UnknownVersion,
 )
+from service.experiments.forced import ForceRefused
 
 MEDIA_TYPE = "application/problem+json"
 _OIP = "/v2"
@@ -58,8 +59,11 @@ _OF_ERROR: Mapping[type[Exception], Kind] = {
     InvalidRequest: Kind(422, "invalid-request", "The request breaks the schema"),
     DeadlineExceeded: Kind(504, "deadline-exceeded", "There was no time left to answer in"),
     Overloaded: Kind(429, "overloaded", "More is asked than can be answered", retry_after=RETRY_AFTER),
+    ForceRefused: Kind(403, "arm-refused", "No arm is forced by this header"),
     NotReady: Kind(503, "not-ready", "Nothing is loaded yet that could answer"),
 }
+_NAMED = {ForceRefused}
+"""Errors that a route has only if it names them, and not their status."""
 _OF_STATUS: Mapping[int, Kind] = {
     kind.status: kind
     for kind in (
@@ -129,7 +133,8 @@ def documented(*endings: int | type[Exception]) -> dict[int | str, dict[str, Any
     return {
         kind.status: {"description": kind.title, "content": {MEDIA_TYPE: {"schema": schema}}}
         for kind in (
-            *(kind for kind in (*_OF_STATUS.values(), *_OF_ERROR.values()) if kind.status in endings),
+            *(kind for kind in _OF_STATUS.values() if kind.status in endings),
+            *(kind for error, kind in _OF_ERROR.items() if kind.status in endings and error not in _NAMED),
             *(kind for error, kind in _OF_ERROR.items() if error in endings),
         )
     }

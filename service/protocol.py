@@ -71,7 +71,7 @@ class Protocol(HttpToolsProtocol):
             return
         if self._answer is None:
             body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-            answer = route.now(self._path, self._heads, body, self._arrived)
+            answer = None if route.waits else route.now(self._path, self._heads, body, self._arrived)
             if answer is None:
                 # It has to wait: from here on it is a request like any other.
                 self._route = None

@@ -76,6 +76,18 @@ class Router:
             raise NotReady(f"the pack of {domain} is not loaded{why}")
         raise UnknownDomain(domain)
 
+    async def general(self, seconds: float) -> Resident:
+        """The general pack, whatever domain is asked for. Hold it before anything else is awaited.
+
+        Args:
+            seconds: how long it may take to come.
+
+        Raises:
+            NotReady: it is not there yet.
+            DeadlineExceeded: it did not come in time.
+        """
+        return await self._instead(GENERAL, seconds)
+
     def missing(self) -> list[Domain]:
         """Declared domains for which nothing answers; none of them is what makes the service ready."""
         packs = self._packs

@@ -77,6 +77,32 @@ class Settings(BaseSettings):
     """Milliseconds that a request waits for its user's profile; then it is scored without."""
     users_forget_seconds: Annotated[int, Field(ge=0)] = 0
     """A user without a click for so long is forgotten, profile and clicks; 0 for never."""
+    bundles: tuple[Path, ...] = ()
+    """Folders of other bundles that arms of experiments may name; a JSON list. They take the same requests,
+    and are as warm as the first."""
+    experiments: Annotated[str, Field(repr=False)] = ""
+    """Where the document of experiments is: a file, or `redis://...` as for packs. By default, none."""
+    experiments_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two looks for another document."""
+    shadow_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Of a worker's time, what scoring under shadow arms may take."""
+    force_secret: Annotated[SecretStr, Field(min_length=16)] | None = None
+    """What the header `X-Force-Arm` is signed with: at least 16 characters. Without it no arm is forced."""
+    exposures: Path | None = None
+    """A folder for the log of what is answered, shown and clicked; needs the extra `exposures`. By default
+    none is written."""
+    exposures_part_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """After how long a part of the log becomes a Parquet file."""
+    exposures_part_bytes: Annotated[int, Field(ge=1)] = 64_000_000
+    """With how many bytes a part of the log becomes a Parquet file."""
+    exposures_queue: Annotated[int, Field(ge=1)] = 2_000_000
+    """Candidates of a worker that may wait to be written; what would be more is dropped and counted."""
+    exposures_stream: Annotated[str, Field(repr=False)] = ""
+    """Where the log goes besides: `redis://...` as for packs, to the stream `mdctr:exposures`."""
+    exposures_stream_entries: Annotated[int, Field(ge=1)] = 3600
+    """Entries of that stream that are kept, about; a worker adds one or two a second."""
+    exposures_requests: bool = False
+    """Log what was asked, too, with the fields of users: what `python -m service replay` needs."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     allow_public: bool = False
@@ -87,6 +113,8 @@ class Settings(BaseSettings):
     """Processes that answer; they share packs, item table and weights."""
     engine: str = "ort"
     """What scores: a module of `service.engines`, or a dotted name."""
+    engine_options: Annotated[dict[str, Any], NoDecode, BeforeValidator(_decoded)] = {}
+    """What the engine's own `Options` decide: a JSON object."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads that one request's scoring may use."""
     golden_tolerance: Annotated[float, Field(gt=0, le=1)] = 1e-4

@@ -21,6 +21,7 @@ from structlog.typing import EventDict, Processor
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 _MOST_LABELS = 200
 """Domains that have a label of their own: with thousands, a scrape would be larger than what is served."""
+_DIFFERENCES = (1e-6, 1e-5, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _CANDIDATES = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -71,6 +72,39 @@ class Metrics:
             registry=self.registry,
         )
         self.events = Counter("mdctr_events", "Events taken.", ["kind"], registry=self.registry)
+        self.arms = Counter(
+            "mdctr_arms",
+            "Requests in an arm of an experiment.",
+            ["experiment", "arm"],
+            registry=self.registry,
+        )
+        self.shadows = Counter(
+            "mdctr_shadows", "Requests that were to be scored besides.", ["outcome"], registry=self.registry
+        )
+        self.shadow_difference = Histogram(
+            "mdctr_shadow_difference",
+            "Mean absolute difference of a shadow's probabilities from the answer's.",
+            buckets=_DIFFERENCES,
+            registry=self.registry,
+        )
+        self.experiments_refused = Counter(
+            "mdctr_experiments_refused", "Documents of experiments that were refused.", registry=self.registry
+        )
+        self.experiments_since = Gauge(
+            "mdctr_experiments_since_timestamp_seconds",
+            "When the document of experiments was taken over; 0 without one.",
+            registry=self.registry,
+            **_MIN,
+        )
+        self.exposures_written = Counter(
+            "mdctr_exposures_written", "Rows of the exposure log that are on disk.", registry=self.registry
+        )
+        self.exposures_dropped = Counter(
+            "mdctr_exposures_dropped",
+            "Rows of the exposure log that are lost, or were not sent.",
+            ["reason"],
+            registry=self.registry,
+        )
         self.candidates = Histogram(
             "mdctr_candidates", "Candidates of a request.", buckets=_CANDIDATES, registry=self.registry
         )

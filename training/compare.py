@@ -2,9 +2,9 @@
 
 A plan names rows of a table; each is a base recipe with some values changed. Every row gets the same
 budget: first the joint settings are tried (no tuning, first seed, macro AUC on validation), then, under
-the best of them, the tuning settings, each with whatever else a row tries. The winner is trained with every seed. Test rows are looked at only
-in the report. Each run lies in a folder named by its recipe, so a comparison that was killed goes on, and
-runs that rows have in common are trained once.
+the best of them, the tuning settings, each with whatever else a row tries. The winner is trained with
+every seed. Test rows are looked at only in the report. Each run lies in a folder named by its recipe, so a
+comparison that was killed goes on, and runs that rows have in common are trained once.
 
 A plan may have several subjects, each a data set; then it is run, and reported, on each. A row may be a
 teacher of the base recipe's students. It searches nothing.

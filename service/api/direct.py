@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +25,14 @@ from starlette.types import Receive, Scope, Send
 from service import problems
 from service.admission import Admission
 from service.api import bodies
-from service.api.requests import request_id
+from service.api.receipts import Receipts
+from service.api.requests import request_id, session_id
 from service.contract.errors import Overloaded
 from service.contract.field import Column
+from service.experiments.arms import NOTHING, Chosen, Model, units
+from service.experiments.document import Arm
 from service.features import Ids
+from service.resident import Resident
 from service.runtime import Runtime
 from service.scoring import Ranking
 from service.security import KeyRing
@@ -35,6 +40,9 @@ from service.telemetry import log_answer
 
 Headers = Mapping[bytes, bytes]
 """By name in lower case; of several with one name, the last."""
+
+_AT_FAULT = 500
+"""From which status on it is the service that failed."""
 
 log = structlog.get_logger()
 
@@ -51,6 +59,20 @@ class Asked:
     top_k: int | None
     options: Any = None
     """What the answer's form depends on."""
+    unit: str | None = None
+    """What experiments assign in the place of the user's id."""
+    chosen: Chosen = NOTHING
+    """What experiments decide."""
+    bundle: str = ""
+    """That answers."""
+
+    @property
+    def member(self) -> tuple[str | None, str | None]:
+        """The experiment and the arm that the answer names."""
+        if not self.chosen.memberships:
+            return None, None
+        last = self.chosen.memberships[-1]
+        return last.experiment, last.arm
 
 
 @dataclass(slots=True)
@@ -73,8 +95,14 @@ class Direct(ABC):
         self.most = runtime.settings.max_body_bytes
         """Bytes of a body that are taken."""
         self._deadline = runtime.settings.deadline_ms / 1e3
-        self._scorer, self._router = runtime.scorer, runtime.router
+        self._router = runtime.router
+        self._own = Model(runtime.bundle.manifest.bundle, runtime.packs, runtime.router, runtime.scorer)
+        self._arms = None if runtime.experiments is None else runtime.experiments.arms
+        noted = runtime.exposures is not None or self._arms is not None
+        self._receipts = Receipts(runtime) if noted else None
         self._profiles = runtime.profiles
+        self.waits = runtime.scorer.waits
+        """Whether every request has to wait, because the engine scores it together with others."""
 
     @abstractmethod
     def decode(self, path: str, headers: Headers, body: bytes) -> Asked:
@@ -110,6 +138,8 @@ class Direct(ABC):
     def now(self, path: str, headers: Headers, body: bytes, arrived: float) -> Answer | None:
         """Answer a request, or None where something would have to be waited for.
 
+        Not where `waits` says that the engine has to be.
+
         Args:
             path: that `path` matches.
             headers: of the request.
@@ -119,10 +149,11 @@ class Direct(ABC):
         began = perf_counter()
         name = request_id(headers)
         record: dict[str, Any] = {"domain": self.domain(path)}
+        asked = None
         try:
             self._allowed(headers)
             asked = self._read(path, headers, body, record)
-            pack = self._router.now(asked.domain)
+            pack, model = self._now(asked, headers, name)
             if pack is None:
                 return None
             if self._profiles is not None:
@@ -130,12 +161,12 @@ class Direct(ABC):
                 if user is None:
                     return None
                 asked.user = user
-            ranking = self._scorer.rank(
+            ranking = model.scorer.rank(
                 pack, asked.user, asked.context, asked.ids, asked.items, top_k=asked.top_k
             )
             answer = self._answered(asked, ranking, name, record, (arrived, began))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer
-            answer = self._failed(error, path, name, arrived)
+            answer = self._failed(error, path, name, arrived, asked)
         self._admission.answered(perf_counter() - began)
         self._finish(answer.status, path, name, record, arrived)
         return answer
@@ -163,6 +194,7 @@ class Direct(ABC):
         arrived = scope.get("state", {}).get("arrived", began)
         name = request_id(headers)
         record: dict[str, Any] = {"domain": self.domain(path)}
+        asked = None
         self._admission.waiting += 1
         try:
             until = arrived + self._allowed(headers)
@@ -171,18 +203,31 @@ class Direct(ABC):
             if self._profiles is not None:
                 spare = until - perf_counter() - self._admission.seconds
                 asked.user = await self._profiles.merged(asked.user, spare)
-            pack = await self._router.route(asked.domain, until - perf_counter())
+            pack, model = await self._route(asked, headers, name, until - perf_counter())
             began = perf_counter()
-            ranking = self._scorer.rank(
-                pack, asked.user, asked.context, asked.ids, asked.items, top_k=asked.top_k
-            )
+            if self.waits:
+                ranking = await model.scorer.ranked(
+                    pack,
+                    asked.user,
+                    asked.context,
+                    asked.ids,
+                    asked.items,
+                    top_k=asked.top_k,
+                    seconds=until - began,
+                )
+                waited = ranking.engine_seconds
+            else:
+                ranking = model.scorer.rank(
+                    pack, asked.user, asked.context, asked.ids, asked.items, top_k=asked.top_k
+                )
+                waited = 0.0
             answer = self._answered(asked, ranking, name, record, (arrived, began))
             # Not what an error took: it may have waited all its time, and kept the loop from nothing.
-            self._admission.answered(perf_counter() - began)
+            self._admission.answered(perf_counter() - began - waited)
         except ClientDisconnect:
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer
-            answer = self._failed(error, path, name, arrived)
+            answer = self._failed(error, path, name, arrived, asked)
         finally:
             self._admission.waiting -= 1
         if self._app.state.draining:
@@ -200,6 +245,39 @@ class Direct(ABC):
         record["domain"] = asked.domain
         return asked
 
+    def _now(self, asked: Asked, headers: Headers, name: str) -> tuple[Resident | None, Model]:
+        """The pack that answers at once, or None, and the bundle that it is of."""
+        change = self._change(asked, headers, name)
+        if change is None or self._arms is None:
+            return self._router.now(asked.domain), self._own
+        found = self._arms.now(change, asked.domain)
+        if found is None:
+            return None, self._own
+        asked.bundle = found.model.bundle
+        return found
+
+    async def _route(
+        self, asked: Asked, headers: Headers, name: str, seconds: float
+    ) -> tuple[Resident, Model]:
+        """The pack that answers, and the bundle that it is of."""
+        change = self._change(asked, headers, name)
+        if change is None or self._arms is None:
+            return await self._router.route(asked.domain, seconds), self._own
+        found = await self._arms.route(change, asked.domain, seconds)
+        asked.bundle = found.model.bundle
+        return found
+
+    def _change(self, asked: Asked, headers: Headers, name: str) -> Arm | None:
+        """What experiments change about a request."""
+        asked.bundle = self._own.bundle
+        if self._arms is None:
+            return None
+        ids = units(asked.user, asked.unit, session_id(headers), name)
+        fields = {"user": asked.user, "context": asked.context}
+        forced = headers.get(b"x-force-arm")
+        asked.chosen = self._arms.choose(asked.domain, ids, fields, forced, time.time())
+        return asked.chosen.change
+
     def _answered(
         self, asked: Asked, ranking: Ranking, name: str, record: dict[str, Any], moments: tuple[float, float]
     ) -> Answer:
@@ -207,6 +285,8 @@ class Direct(ABC):
         record["pack"], record["candidates"] = ranking.pack, len(asked.ids)
         if ranking.items is not None:
             record["items"] = ranking.items
+        if asked.chosen.memberships:
+            record["experiment"], record["arm"] = asked.member
         self._runtime.observe(ranking, len(asked.ids))
         arrived, began = moments
         timing = (
@@ -214,10 +294,16 @@ class Direct(ABC):
             f"engine;dur={ranking.engine_seconds * 1e3:.3f}, total;dur={(perf_counter() - arrived) * 1e3:.3f}"
         )
         headers += [(b"x-request-id", name.encode()), (b"server-timing", timing.encode())]
+        if self._receipts is not None:
+            self._receipts.answered(asked, ranking, name, perf_counter() - arrived)
         return Answer(200, headers, body)
 
-    def _failed(self, error: Exception, path: str, name: str, arrived: float) -> Answer:
+    def _failed(
+        self, error: Exception, path: str, name: str, arrived: float, asked: Asked | None = None
+    ) -> Answer:
         answer = self.failed(error, path, name)
+        if asked is not None and self._receipts is not None and answer.status >= _AT_FAULT:
+            self._receipts.failed(asked, answer.status, name, perf_counter() - arrived)
         if answer.status == 500:
             log.error("a request failed", request_id=name, exc_info=error)
         timing = f"total;dur={(perf_counter() - arrived) * 1e3:.3f}".encode()

@@ -1,7 +1,7 @@
 """`/v1/events`: what users did with what they were shown.
 
-A click goes to its user's recent clicks. An exposure (`shown`) is checked and counted, and no more: it is
-kept nowhere yet, since what keeps exposures comes with experiments.
+A click goes to its user's recent clicks. Clicks and exposures (`shown`) that name the answer they belong to
+go into the exposure log, where there is one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/events", tags=["events"], route_class=guarded(may
 
 def _responses() -> dict[int | str, dict[str, Any]]:
     found = problems.documented(400, 401, 413, 415, InvalidRequest, 503)
-    found[404] = {**found[400], "description": "Nothing is kept of users here"}
+    found[404] = {**found[400], "description": "No events are kept here"}
     found[503] = {**found[503], "description": _LOST}
     return found
 
@@ -55,19 +55,28 @@ async def events(request: Request) -> Accepted:
 
     A click joins the last 50 of its user, over all domains and in the order of their times. All events are
     taken or none, unless the store is lost on the way: then some may be, which the 503 does not hide. The
-    same events can be sent again, since a click with its `time` is kept once.
+    same events can be sent again, since a click with its `time` is kept once. Events with a `request_id` go
+    into the exposure log, if the service writes one; a click counts once there, however often it is sent.
     """
     runtime: Runtime = request.app.state.runtime
     users = runtime.users
-    if users is None:
-        raise HTTPException(404, "nothing is kept of users here: MDCTR_USERS is not set")
+    if users is None and runtime.exposures is None:
+        raise HTTPException(404, "no events are kept here: neither MDCTR_USERS nor MDCTR_EXPOSURES is set")
     told = await bodies.parse(request, runtime.settings.max_body_bytes, Events)
-    clicks = _clicks(told, time.time())
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            await users.append(clicks)
-    except (StoreError, TimeoutError):
-        raise HTTPException(503, _LOST, {"Retry-After": str(RETRY_AFTER)}) from None
+    now = time.time()
+    clicks = _clicks(told, now)
+    if users is not None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await users.append(clicks)
+        except (StoreError, TimeoutError):
+            raise HTTPException(503, _LOST, {"Retry-After": str(RETRY_AFTER)}) from None
+    if runtime.exposures is not None:
+        runtime.exposures.tell(
+            (event.request_id, str(event.item), now if event.time is None else event.time, event.kind)
+            for event in told.events
+            if event.request_id is not None
+        )
     for kind, count in Counter(event.kind for event in told.events).items():
         runtime.metrics.events.labels(kind).inc(count)
     return Accepted(accepted=len(told.events))

@@ -147,14 +147,21 @@ def read(body: bytes, header_length: str | None, bundle: Bundle) -> Asked:
 
 
 def write(
-    asked: Asked, ranking: Ranking, bundle: Bundle, experiment: str | None = None, arm: str | None = None
+    asked: Asked,
+    ranking: Ranking,
+    bundle: Bundle,
+    *,
+    by: str,
+    experiment: str | None = None,
+    arm: str | None = None,
 ) -> Answer:
     """Put an answer together.
 
     Args:
         asked: the request.
         ranking: what the scorer says.
-        bundle: that scored.
+        bundle: that was asked for.
+        by: the id of the one that scored.
         experiment: that the request was in, if any.
         arm: its arm there.
     """
@@ -175,7 +182,7 @@ def write(
         outputs.append(output)
     named = {
         "domain": asked.domain,
-        "bundle": bundle.manifest.bundle,
+        "bundle": by,
         "pack": ranking.pack,
         "experiment": experiment,
         "arm": arm,

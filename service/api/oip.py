@@ -196,12 +196,29 @@ class InferRoute(Direct):
         asked = inference.read(
             body, None if length is None else length.decode("latin-1"), self._runtime.bundle
         )
-        return Asked(asked.domain, asked.user, asked.context, asked.ids, asked.items, asked.top_k, asked)
+        return Asked(
+            asked.domain,
+            asked.user,
+            asked.context,
+            asked.ids,
+            asked.items,
+            asked.top_k,
+            options=asked,
+            unit=asked.unit,
+        )
 
     def encode(self, asked: Asked, ranking: Ranking, name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """`InferenceResponse` as JSON, and the bytes of tensors after it if they were asked for so."""
         del name
-        content, length = inference.write(asked.options, ranking, self._runtime.bundle)
+        experiment, arm = asked.member
+        content, length = inference.write(
+            asked.options,
+            ranking,
+            self._runtime.bundle,
+            by=asked.bundle,
+            experiment=experiment,
+            arm=arm,
+        )
         if length is None:
             return [(b"content-type", b"application/json")], content
         return [(b"content-type", b"application/octet-stream"), (_LENGTH, str(length).encode())], content

@@ -9,7 +9,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.api.schemas import FieldInfo, Health, Info, ItemTableState, Readiness, Refused
+from service.api.schemas import ExperimentsState, FieldInfo, Health, Info, ItemTableState, Readiness, Refused
+from service.experiments.live import Live
 from service.runtime import Runtime
 
 router = APIRouter(tags=["operations"])
@@ -87,6 +88,7 @@ async def info(request: Request) -> Info:
             since=items.since,
             refused=Refused(version=refusal.version, reason=refusal.reason) if refusal else None,
         ),
+        experiments=None if runtime.experiments is None else _experiments(runtime.experiments.live),
         fields=[
             FieldInfo(
                 key=field.key,
@@ -97,6 +99,15 @@ async def info(request: Request) -> Info:
             )
             for field in bundle.schema.fields
         ],
+    )
+
+
+def _experiments(live: Live) -> ExperimentsState:
+    refusal = live.refused
+    return ExperimentsState(
+        version=live.version,
+        since=live.since,
+        refused=Refused(version=refusal.version, reason=refusal.reason) if refusal else None,
     )
 
 

@@ -16,6 +16,7 @@ from service import problems
 from service.api.direct import Asked, Direct, Headers
 from service.api.schemas import Domains, DomainState, RankAnswer, RankRequest, Refused
 from service.contract.errors import UnknownDomain
+from service.experiments.forced import ForceRefused
 from service.runtime import Runtime
 from service.scoring import Ranking
 from service.security import guarded, may_rank
@@ -61,18 +62,21 @@ class RankRoute(Direct):
             read: _Body | RankRequest = self._decode(body)
         except (msgspec.MsgspecError, RecursionError):
             read = _slowly(body)
-        return Asked(self.domain(path), read.user, read.context, read.ids, read.items, read.top_k)
+        return Asked(
+            self.domain(path), read.user, read.context, read.ids, read.items, read.top_k, unit=read.unit
+        )
 
     def encode(self, asked: Asked, ranking: Ranking, name: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """`RankAnswer` as JSON."""
+        experiment, arm = asked.member
         content = self._encode(
             {
                 "request_id": name,
-                "bundle": self._runtime.bundle.manifest.bundle,
+                "bundle": asked.bundle,
                 "domain": asked.domain,
                 "pack": ranking.pack,
-                "experiment": None,
-                "arm": None,
+                "experiment": experiment,
+                "arm": arm,
                 "ids": ranking.ids,
                 "probabilities": ranking.probabilities.tolist(),
             }
@@ -87,7 +91,7 @@ class RankRoute(Direct):
 @router.post(
     "/{domain}/rank",
     response_model=RankAnswer,
-    responses=problems.documented(400, 401, 404, 413, 415, 422, 429, 503, 504),
+    responses=problems.documented(400, 401, ForceRefused, 404, 413, 415, 422, 429, 503, 504),
     openapi_extra={
         "requestBody": {
             "required": True,
@@ -100,6 +104,7 @@ async def rank(domain: str) -> None:
 
     The answer's header `Server-Timing` says where the time went, in milliseconds. With `X-Deadline-Ms` a
     caller says how long it waits; what cannot be answered in time is refused at once, with 429.
+    `X-Session-ID` names what experiments by session assign, and `X-Force-Arm` has a tester see an arm.
     """
     # `RankRoute` answers for every name that a domain can have; this is what the document shows.
     raise UnknownDomain(domain)

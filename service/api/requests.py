@@ -62,6 +62,12 @@ class EveryRequest:
                 log_answer(seconds, request_id=name, method=method, path=path, status=status, **record)
 
 
+def session_id(headers: Mapping[bytes, bytes]) -> str | None:
+    """The session that a caller names, if it is well-formed."""
+    given = headers.get(b"x-session-id")
+    return given.decode() if given is not None and _WELL_FORMED.fullmatch(given) else None
+
+
 def request_id(headers: Mapping[bytes, bytes]) -> str:
     """The caller's, if it is well-formed, else a new one."""
     given = headers.get(b"x-request-id")

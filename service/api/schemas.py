@@ -46,8 +46,7 @@ class RankRequest(BaseModel):
     """Item fields by name, one value a candidate: a list where the field takes lists or vectors. What is
     left out, or null, comes from the item table."""
     unit: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """What an experiment assigns an arm to; by default `user.id`, else the request. Nothing is assigned while
-    no experiment runs."""
+    """What experiments by user assign an arm to, in the place of `user.id`."""
     top_k: Annotated[int, Field(ge=1)] | None = None
     """Answer only the best so many, best first. Without it all are answered, in the order given."""
 
@@ -182,6 +181,19 @@ class ItemTableState(BaseModel):
     """Why the live version does not answer."""
 
 
+class ExperimentsState(BaseModel):
+    """Which document of experiments is followed."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: str | None
+    """The hash of its text; null where there is none."""
+    since: float | None
+    """When it was taken over, in seconds since 1970."""
+    refused: Refused | None
+    """What is there instead and is not followed."""
+
+
 class Info(BaseModel):
     """What serves."""
 
@@ -201,6 +213,8 @@ class Info(BaseModel):
     item_id: str
     """What an item id is: `int` or `str`."""
     item_table: ItemTableState
+    experiments: ExperimentsState | None
+    """Null where the service follows none."""
     fields: list[FieldInfo]
 
 

@@ -4,6 +4,7 @@
   * UnknownOption       a recipe, setting or URL names an option for which there is no file
   * SchemaError         fields that cannot be declared so, or values that a field cannot hold
   * BundleError         a bundle is missing, damaged, or of a format that this version does not read
+  * EngineError         an engine cannot be built here, or its device fails
   * PackError           a pack is damaged, of another bundle, or does not do what it says
   * ItemsError          an item table is damaged, of another bundle, or not one that can be served
   * StoreError          a pack store does not answer, or was asked for something it does not have
@@ -39,6 +40,10 @@ class SchemaError(MdctrError):
 
 class BundleError(MdctrError):
     """A bundle is missing, damaged, or of a format that this version does not read."""
+
+
+class EngineError(MdctrError):
+    """An engine cannot be built here, or its device fails."""
 
 
 class PackError(MdctrError):

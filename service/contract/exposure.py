@@ -12,14 +12,25 @@ A folder of `*.parquet` and `*.arrow` (IPC stream) files, at any depth. A file h
 | bundle, pack | string | versions that scored |
 | ids | list of string | items in the order answered: the position is the index |
 | scores | list of float32 | their probabilities, calibrated |
+| propensity | float32 | the chance that the unit had of this arm, among those in the experiment |
+| status | int32 | of the answer; one that is no 200 has no items |
+| ms | float32 | from the request's arrival to its answer |
+| pack_domain | string | whose pack scored, where that is not the domain asked for |
+| items | string | version of the item table that was read; null for the bundle's own |
+| shadow_pack | string | version that scored besides, without answering |
+| shadow_scores | list of float32 | its probabilities of the same items; null where there are none |
+| request | binary | what was asked, to score it again: JSON of `user`, `context`, `ids` and `items` |
 
 | click | type | |
 | --- | --- | --- |
 | request_id | string | of the answer that the item was shown from |
 | item | string | its id |
 | time | float64 | seconds since 1970 |
+| kind | string | `click` or `shown`; null is a click |
 
-Numbers are taken as ids, too, and read as their text: 42 and "42" are one item.
+A log may lack `kind`, and of an exposure what comes after `scores`: they are read as null. Numbers are taken
+as ids, too, and read as their text: 42 and "42" are one item. A stream beside a Parquet file of the same name
+is what that was made of, and is not read.
 """
 
 from __future__ import annotations
@@ -29,6 +40,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+from pyarrow import compute as pc
 from pyarrow import parquet
 
 from service.contract.errors import MdctrError
@@ -45,9 +57,20 @@ EXPOSURE = pa.schema(
         ("pack", pa.string()),
         ("ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
+        ("propensity", pa.float32()),
+        ("status", pa.int32()),
+        ("ms", pa.float32()),
+        ("pack_domain", pa.string()),
+        ("items", pa.string()),
+        ("shadow_pack", pa.string()),
+        ("shadow_scores", pa.list_(pa.float32())),
+        ("request", pa.binary()),
     ]
 )
 CLICK = pa.schema([("request_id", pa.string()), ("item", pa.string()), ("time", pa.float64())])
+EVENT = CLICK.append(pa.field("kind", pa.string()))
+_SHOWN = "shown"
+_MAY_LACK = {*EXPOSURE.names[EXPOSURE.get_field_index("scores") + 1 :], "kind"}
 
 
 class LogError(MdctrError):
@@ -61,6 +84,8 @@ class Log(NamedTuple):
     clicks: pa.Table
     cut: tuple[str, ...]
     """Files that end in the middle, whose whole batches alone were read."""
+    shown: pa.Table
+    """As clicks: items that a caller says were seen."""
 
 
 def read(folder: Path) -> Log:
@@ -74,23 +99,26 @@ def read(folder: Path) -> Log:
     """
     if not folder.is_dir():
         raise LogError(f"{folder} is not a folder of exposures")
-    found: dict[pa.Schema, list[pa.RecordBatch]] = {EXPOSURE: [], CLICK: []}
+    found: dict[pa.Schema, list[pa.RecordBatch]] = {EXPOSURE: [], EVENT: []}
     cut = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix not in {".parquet", ".arrow"} or not path.is_file():
-            continue
+    # Streams become Parquet files meanwhile: listed first, they are found as the one or the other.
+    streams, tables = sorted(folder.rglob("*.arrow")), sorted(folder.rglob("*.parquet"))
+    compacted = {path.with_suffix("") for path in tables}
+    for path in [*tables, *(path for path in streams if path.with_suffix("") not in compacted)]:
         try:
-            for batch in _batches(path):
-                kind = EXPOSURE if "ids" in batch.schema.names else CLICK
+            for batch in batches(path if path.exists() else path.with_suffix(".parquet")):
+                kind = EXPOSURE if "ids" in batch.schema.names else EVENT
                 found[kind].append(_as(kind, batch, path))
         except (pa.ArrowInvalid, OSError):
             cut.append(str(path.relative_to(folder)))
-    exposures, clicks = (pa.Table.from_batches(batches, kind) for kind, batches in found.items())
-    return Log(exposures, clicks, tuple(cut))
+    exposures, events = (pa.Table.from_batches(parts, kind) for kind, parts in found.items())
+    seen = pc.fill_null(pc.equal(events["kind"], _SHOWN), False)
+    clicks, shown = (events.filter(which).select(CLICK.names) for which in (pc.invert(seen), seen))
+    return Log(exposures, clicks, tuple(cut), shown)
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """A file's batches; `ArrowInvalid` or `OSError` where it breaks off."""
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """A file's batches; `ArrowInvalid` or `OSError` is raised where it breaks off."""
     if path.suffix == ".parquet":
         with parquet.ParquetFile(path) as file:
             yield from file.iter_batches()
@@ -103,8 +131,11 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 def _as(kind: pa.Schema, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
     """The batch with a kind's columns and types; others are dropped."""
-    if missing := set(kind.names) - set(batch.schema.names):
-        raise LogError(f"{path} has no column {', '.join(sorted(missing))}")
+    missing = set(kind.names) - set(batch.schema.names)
+    if needed := missing - _MAY_LACK:
+        raise LogError(f"{path} has no column {', '.join(sorted(needed))}")
+    for name in missing:
+        batch = batch.append_column(name, pa.nulls(len(batch), kind.field(name).type))
     try:
         return batch.select(kind.names).cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -65,6 +65,8 @@ def assign(
         for experiment in layer.experiments:
             if experiment.slice[0] <= at < experiment.end(now) and _meant(experiment, domain, fields):
                 arm = _arm(experiment, unit)
+                if experiment.arms[arm].stopped:
+                    break
                 found.append(Assignment(name, experiment.name, arm, layer.unit, experiment.arms[arm]))
                 break
     return tuple(found)

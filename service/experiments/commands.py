@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import getpass
 import json
 import sys
 import time
@@ -15,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from service.contract import cli
-from service.experiments.document import Change, Experiments, ExperimentsError, Unit, parse
+from service.experiments.document import CANARY, Change, Experiments, ExperimentsError, Unit, parse
+from service.experiments.place import open_place
 
 app = typer.Typer(
     help="Documents of experiments.",
@@ -36,6 +39,7 @@ class Expected:
     domains: tuple[str, ...] | None
     arm: str
     change: Change | None
+    stopped: bool
     share: float
     """Of all units, after the last step of the ramp; domains and targeting are not counted."""
     share_now: float
@@ -45,11 +49,14 @@ class Expected:
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="A document, as JSON.")],
+    canary: Annotated[
+        bool, typer.Option("--canary", help="It may have the layer of packs on trial, which tools write.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Check a document, and print what share of units each arm gets."""
     try:
-        found = parse(file.read_bytes())
+        found = parse(file.read_bytes(), canary=canary)
     except OSError as error:
         raise ExperimentsError(f"{file} cannot be read: {error.strerror}") from error
     rows = [*expected(found, time.time())]
@@ -65,13 +72,44 @@ def check(
             row.unit,
             "all" if row.domains is None else ", ".join(row.domains),
             row.arm,
-            row.change or "control",
+            f"{row.change or 'control'}{', stopped' if row.stopped else ''}",
             f"{row.share:.2%}",
             f"{row.share_now:.2%}",
         )
     # Into a file or a pipe, no cell is cut.
     Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
     cli.result(f"held out: {found.holdout:.2%}")
+
+
+@app.command()
+def put(
+    file: Annotated[Path, typer.Argument(help="A document, as JSON.")],
+    at: Annotated[str, typer.Argument(envvar="MDCTR_EXPERIMENTS", help="A file, or redis://...")],
+    why: Annotated[str, typer.Option(help="For the history.")] = "",
+) -> None:
+    """Check a document, and let services have it. Packs on trial stay on trial."""
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise ExperimentsError(f"{file} cannot be read: {error.strerror}") from error
+    parse(text)
+
+    async def replace() -> None:
+        place = open_place(at)
+        try:
+            found = await place.read()
+            trials = None if found is None else json.loads(found.text).get("layers", {}).get(CANARY)
+            document = json.loads(text)
+            if trials is not None:
+                document["layers"][CANARY] = trials
+            whole = json.dumps(document, indent=2).encode()
+            parse(whole, canary=True)
+            await place.replace(found, whole, by=getpass.getuser(), why=why)
+        finally:
+            await place.close()
+
+    asyncio.run(replace())
+    cli.result(f"{at.rpartition('@')[2]} has it")
 
 
 def expected(experiments: Experiments, now: float) -> Iterator[Expected]:
@@ -95,6 +133,7 @@ def expected(experiments: Experiments, now: float) -> Iterator[Expected]:
                 experiment.domains,
                 name,
                 next(iter(arm.changes), None),
-                part * (high - low) * last,
-                part * (experiment.end(now) - low),
+                arm.stopped,
+                0.0 if arm.stopped else part * (high - low) * last,
+                0.0 if arm.stopped else part * (experiment.end(now) - low),
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from service.contract.errors import MdctrError
+from service.experiments.repeats import noting, twice
 
 FORMAT = 1
 CANARY = "canary"
@@ -46,6 +47,8 @@ class ExperimentsError(MdctrError):
 
 def _moment(given: Any) -> Any:  # noqa: ANN401 - whatever JSON held
     # pydantic takes digits in a string for a Unix time.
+    if isinstance(given, datetime):  # which no JSON holds
+        return given
     if not isinstance(given, str):
         raise PydanticCustomError("moment", "a time is text, as ISO 8601 has it")
     try:
@@ -86,6 +89,11 @@ class Arm(_Part):
     """The pack that is live in this bundle."""
     fallback: Literal["general"] | None = None
     """The general pack, as if the domain had none of its own."""
+    shadow: bool = False
+    """It answers nothing: requests in it are answered as the control's, and scored as it would besides."""
+    stopped: bool = False
+    """Nobody is in it any more. Its part is not shared out, as that of a weight of 0 would be, so no unit of
+    another arm moves."""
 
     @property
     def changes(self) -> tuple[Change, ...]:
@@ -109,15 +117,43 @@ class Step(_Part):
 class Guardrail(_Part):
     """A bound that an arm's metric must keep, and what to do where it does not."""
 
-    metric: Name
+    metric: Annotated[str, Field(pattern=r"^(ctr|ctr_lift|error_rate|calibration|p[1-9][0-9]_ms)$")]
     min: float | None = None
     max: float | None = None
     action: Literal["alert", "stop"]
+
+    @property
+    def bound(self) -> float:
+        """The one that it has."""
+        return self.min if self.min is not None else self.max or 0.0
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
         if (self.min is None) == (self.max is None):
             _refuse([((), "a guardrail has one bound, `min` or `max`")])
+        return self
+
+
+class Trial(_Part):
+    """How the trial of packs goes on by itself: they are promoted in the end, or taken back."""
+
+    bundle: Annotated[str, Field(min_length=1, max_length=128)]
+    """Whose packs they are."""
+    against: dict[Name, _Version | None]
+    """By domain, what was live when the trial began; if something else is, nothing is promoted."""
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)]
+    """Of all units, how many the new pack gets in each step; as many get the old one beside it."""
+    hold_seconds: Annotated[float, Field(gt=0)]
+    """How long a step lasts at least."""
+    margin: Annotated[float, Field(gt=0, lt=1)]
+    """The relative loss of clicks that must be ruled out before the pack is promoted."""
+    until: Moment
+    """When it is taken back if that could not be ruled out."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if any(other <= one for one, other in pairwise((0.0, *self.shares))) or self.shares[-1] > 0.5:
+            _refuse([(("shares",), "they must rise, from above 0 to 0.5 at most")])
         return self
 
 
@@ -140,6 +176,8 @@ class Experiment(_Part):
     start: Moment | None = None
     stop: Moment | None = None
     guardrails: tuple[Guardrail, ...] = ()
+    trial: Trial | None = None
+    """Only tools write it, in the layer that is theirs."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -164,10 +202,22 @@ class Experiment(_Part):
         if len(controls) != 1:
             found = ", ".join(controls) or "none"
             yield ("arms",), f"one arm, the control, changes nothing; here {found}"
+        if len(controls) == 1 and self.arms[controls[0]].stopped:
+            yield (
+                ("arms", controls[0], "stopped"),
+                "the control cannot be stopped; give the experiment a `stop`",
+            )
         for name, arm in self.arms.items():
+            if arm.shadow and not arm.changes:
+                yield ("arms", name, "shadow"), "it changes nothing, so there is nothing to score besides"
             # An arm that changes nothing in some of the domains would water down what it does in the others.
             if arm.version is not None and arm.version.keys() != set(self.domains or ()):
                 yield ("arms", name, "version"), "it must name exactly the experiment's `domains`"
+
+    @cached_property
+    def control(self) -> str:
+        """The arm that changes nothing."""
+        return next(name for name, arm in self.arms.items() if not arm.changes)
 
     @cached_property
     def edges(self) -> tuple[tuple[float, ...], tuple[str, ...]]:
@@ -279,6 +329,8 @@ class Experiments(_Part):
             # With one salt, a unit's arm in the one would tell its arm in the other.
             elif salt in salts:
                 faults.append(((*place, "salt"), f"{salts[salt]} has the same"))
+            if experiment.trial is not None and name != CANARY:
+                faults.append(((*place, "trial"), f"only experiments of the layer {CANARY} have one"))
             names.setdefault(experiment.name, f"layers.{name}")
             salts.setdefault(salt, experiment.name)
         _refuse(faults)
@@ -297,7 +349,7 @@ def parse(data: bytes, *, canary: bool = False) -> Experiments:
     """
     try:
         text = data.decode()
-        faults = [(loc, "it stands twice") for loc in _twice(json.loads(text, object_pairs_hook=_object))]
+        faults = [(loc, "it stands twice") for loc in twice(json.loads(text, object_pairs_hook=noting))]
         # From the text, because only so is an array a tuple where nothing is converted.
         found = Experiments.model_validate_json(text)
         if CANARY in found.layers and not canary:
@@ -310,36 +362,6 @@ def parse(data: bytes, *, canary: bool = False) -> Experiments:
     except (ValueError, RecursionError) as error:
         raise ExperimentsError(f"the document is not JSON: {error}") from None
     return found
-
-
-class _Repeating(dict[str, Any]):
-    """An object of JSON in which a key stands twice."""
-
-    key = ""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    repeating, seen = _Repeating(found), set[str]()
-    for key, _ in pairs:
-        if key in seen:
-            repeating.key = key
-        seen.add(key)
-    return repeating
-
-
-def _twice(value: object, place: _Loc = ()) -> Iterator[_Loc]:
-    if isinstance(value, _Repeating):
-        yield (*place, value.key)
-    children: Iterable[tuple[int | str, object]] = ()
-    if isinstance(value, dict):
-        children = value.items()
-    elif isinstance(value, list):
-        children = enumerate(value)
-    for key, child in children:
-        yield from _twice(child, (*place, key))
 
 
 def _refuse(faults: list[tuple[_Loc, str]]) -> None:

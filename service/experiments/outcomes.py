@@ -16,6 +16,7 @@ from service.contract.exposure import Log
 Ints = npt.NDArray[np.int64]
 _DAY = 86400
 """Seconds."""
+_AT_FAULT = 500
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Outcomes:
     """(B,) of every impression, request by request."""
     clicked: npt.NDArray[np.bool_]
     """(B,)"""
+    failed: npt.NDArray[np.bool_]
+    """(Q,) whether the service was at fault: a status of 500 or more."""
+    ms: npt.NDArray[np.float32]
+    """(Q,) from arrival to answer; NaN where the log does not say."""
     faults: dict[str, int]
     """What was left out, and how much of it."""
 
@@ -115,6 +120,8 @@ def outcomes(log: Log, experiment: str, arms: Sequence[str]) -> Outcomes:
         before[ends] - before[ends - impressions],
         _flat(once["scores"]).to_numpy(zero_copy_only=False).astype(np.float32),
         clicked,
+        pc.fill_null(once["status"], 200).to_numpy() >= _AT_FAULT,
+        once["ms"].to_numpy(),
         {
             "requests_incomplete": logged.num_rows - there.num_rows,
             "requests_of_other_arms": there.num_rows - rows.num_rows,

@@ -35,18 +35,28 @@ def stream(path: Path, *batches: pa.RecordBatch) -> None:
 
 def test_both_formats_and_both_kinds_are_read_from_any_depth(tmp_path: Path) -> None:
     (tmp_path / "worker-1").mkdir()
-    stream(tmp_path / "worker-1" / "0.arrow", exposures(0, 4).select(EXPOSURE.names).cast(EXPOSURE))
+    stream(tmp_path / "worker-1" / "0.arrow", exposures(0, 4))
     numbers = pa.array([[7, 8]] * 2, pa.list_(pa.int32()))
     parquet.write_table(pa.Table.from_batches([exposures(4, 2, numbers)]), tmp_path / "0.parquet")
     stream(tmp_path / "clicks.arrow", pa.record_batch({"request_id": ["r0"], "item": [7], "time": [1e9]}))
     (tmp_path / "notes.txt").write_text("not of the log")
     log = read(tmp_path)
     assert log.exposures.schema == EXPOSURE
-    assert log.clicks.schema == CLICK
+    assert log.clicks.schema == log.shown.schema == CLICK
+    assert log.exposures["status"].null_count == 6
     assert sorted(log.exposures["request_id"].to_pylist()) == [f"r{i}" for i in range(6)]
     assert log.exposures["ids"].to_pylist().count(["7", "8"]) == 2
     assert log.clicks.to_pylist() == [{"request_id": "r0", "item": "7", "time": 1e9}]
     assert log.cut == ()
+
+
+def test_what_was_shown_is_no_click(tmp_path: Path) -> None:
+    kinds = ["click", "shown", None]
+    columns = {"request_id": ["r0"] * 3, "item": ["a", "b", "c"], "time": [1.0, 2.0, 3.0], "kind": kinds}
+    stream(tmp_path / "events.arrow", pa.record_batch(columns))
+    log = read(tmp_path)
+    assert log.clicks["item"].to_pylist() == ["a", "c"]
+    assert log.shown["item"].to_pylist() == ["b"]
 
 
 def test_a_stream_cut_off_anywhere_gives_its_whole_batches(tmp_path: Path) -> None:

@@ -28,6 +28,21 @@ def test_what_was_simulated_is_what_was_promised() -> None:
     assert srm["p_of_exactly_49_51"] < 0.001
 
 
+def test_trials_end_right() -> None:
+    canary = json.loads(REPORT.read_text())["canary"]
+    assert canary["worlds"] == 100
+    assert canary["right"] >= 95
+    assert (canary["lift"], canary["units"]) == (0.03, 200_000)
+    page = " ".join(Path("docs/canary.md").read_text().split())
+    for text in (
+        f"in {canary['right']} of {canary['worlds']} worlds",
+        f"{canary['units']:,} users",
+        f"promoted, as a rule after {canary['days_to_promote']:g} days",
+        f"taken back, as a rule after {canary['days_to_take_back']:g} days",
+    ):
+        assert text in page, text
+
+
 def test_what_the_text_says_of_the_simulation_is_in_the_report() -> None:
     page = " ".join(PAGE.read_text().split())
     report = json.loads(REPORT.read_text())

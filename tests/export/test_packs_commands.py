@@ -17,6 +17,7 @@ from export.__main__ import app
 from service.contract import cli
 from service.contract.bundle import Bundle
 from service.contract.pack import GENERAL, version
+from service.experiments.document import parse
 from service.stores._open import open_store
 from tests.service import bundles
 from tests.service.bad_packs import BAD
@@ -312,3 +313,22 @@ def test_the_operators_page_names_every_command():
         for command in lifecycle.app.registered_commands
     }
     assert commands <= table
+
+
+def test_a_pack_goes_on_trial_and_stays_what_it_was(packs: Shell, bundle: Bundle, tmp_path: Path) -> None:
+    old = packs.promoted(bundle, 1)[0]
+    [put] = packs.json("put", bundle.path, packs.file(2))
+    new, where = put["version"], tmp_path / "experiments.json"
+    try_it = ("promote", bundle.path, f"books={new[:8]}", "--canary", "--experiments", where)
+    assert packs(*try_it, "--dry-run").startswith("canary-")
+    assert not where.exists()
+    assert packs(*try_it, "--by", "ann").endswith(f" begins: books {new}\n")
+    assert packs.live() == old
+    (trial,) = parse(where.read_bytes(), canary=True).layers["canary"].experiments
+    assert trial.arms["new"].version == {"books": new}
+    assert trial.trial is not None
+    assert (trial.trial.bundle, trial.trial.against) == (ID, {"books": old})
+    assert [(each.metric, each.bound) for each in trial.guardrails] == [("ctr_lift", 0), ("error_rate", 0.02)]
+    assert "it overlaps that of" in packs.refused(*try_it)
+    assert "--experiments" in packs.refused("promote", ID, f"books={new}", "--canary")
+    assert "no version" in packs.refused(*try_it[:2], "books=ffffffffffffffff", *try_it[3:])

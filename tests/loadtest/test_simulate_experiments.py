@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loadtest.simulate_experiments import Size, Users, markdown, simulate
+from loadtest import simulate_canary
+from loadtest.simulate_experiments import Size, markdown, simulate
+from loadtest.users import Users
 from service.experiments import statistics
 
 
@@ -40,7 +42,7 @@ def test_days_may_be_drawn_together() -> None:
 
 
 def test_a_small_run_of_all_kinds(tmp_path: Path) -> None:
-    size = Size(runs=60, long_runs=20, units=3000, lift=0.1)
+    size = Size(runs=60, long_runs=20, units=3000, lift=0.1, worlds=3)
     report = simulate(size, tmp_path, Console(file=io.StringIO()))
     assert json.loads((tmp_path / "report.json").read_text()) == report
     aa, ab, srm = (report[part] for part in ("aa", "ab", "srm"))
@@ -52,4 +54,12 @@ def test_a_small_run_of_all_kinds(tmp_path: Path) -> None:
     assert srm["flagged_49_51"] > 0.9
     assert srm["p_of_exactly_49_51"] < 1e-9
     assert srm["flagged_aa_runs"] <= 2
+    assert report["canary"]["right"] == report["canary"]["worlds"] == 3
     assert markdown(report).count("\n") == 11
+
+
+def test_a_trial_of_what_is_far_worse_ends_in_its_first_steps() -> None:
+    what, days = simulate_canary.trial(np.random.default_rng(2), Users(), 50_000, -0.5)
+    assert what == "take back"
+    assert days <= 2
+    assert simulate_canary.trial(np.random.default_rng(2), Users(), 50_000, 0.5) == ("promote", 3)

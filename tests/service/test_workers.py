@@ -13,8 +13,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from pyarrow import parquet
 
 from loadtest.server import free_port
+from service.contract.exposure import read
 from tests.service import bundles
 from tests.service.conftest import Publisher
 from tests.service.waiting import eventually
@@ -253,3 +255,30 @@ def test_a_worker_that_cannot_start_is_tried_again_and_the_parent_can_be_stopped
         eventually(lambda: run.log.read_text().count("worker ended") >= 3, LONG)
         run.process.terminate()
         assert run.process.wait(LONG) == 0
+
+
+def test_a_worker_that_is_killed_loses_a_second_of_its_log_and_no_file(bundle, publish, tmp_path):
+    log = tmp_path / "exposures"
+    with running(bundle, publish.url, tmp_path, MDCTR_EXPOSURES=str(log)) as run:
+        one, _ = run.started()
+        until, killed, answered = time.time() + 4.5, 0.0, []
+        while time.time() < until:
+            try:
+                answered.append((run.rank().json()["request_id"], time.time()))
+            except httpx2.TransportError:
+                continue  # the worker that held this connection is gone
+            if not killed and time.time() > until - 2:
+                os.kill(one, signal.SIGKILL)
+                killed = time.time()
+        # All but what a dead worker had taken in its last second, or a bit more on a busy machine.
+        eventually(lambda: _missing(log, answered, killed) == [], LONG)
+        eventually(lambda: len(run.workers()) == 2, LONG)
+    assert read(log).cut == ()
+    assert {path.suffix for path in log.iterdir()} == {".parquet"}
+    for path in log.iterdir():
+        parquet.read_table(path)
+
+
+def _missing(log, answered, killed):
+    there = set(read(log).exposures["request_id"].to_pylist())
+    return [name for name, when in answered if not killed - 1.6 < when < killed and name not in there]

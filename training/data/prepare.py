@@ -3,7 +3,8 @@
     <root>/<source>-<print>/
       train.parquet valid.parquet test.parquet   raw columns: `row` (Int64, the row's place in the source),
                                                  `domain`, `label`, `item.id`, every field under its
-                                                 `Field.key`, `user.id`, `time` and `probability` where known
+                                                 `Field.key`; `user.id`, `time`, `probability`,
+                                                 `position` and `propensity` where known
       items.parquet                              every item once, with `text` where there is one
       schema.json                                the `FeatureSchema`, fitted on train.parquet alone
       data.json                                  `About`: where it came from, what it holds, what was dropped
@@ -39,6 +40,8 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _FORMAT: Literal[1] = 1
 """Rises when the same source and options come to mean other files."""
+_KNOWN = ("split", "time", "probability", "user.id", "position", "propensity")
+"""Columns that not every source has, and that are kept."""
 BY_TIME = (0.8, 0.9)
 """Where, of all rows in the order of time, validation and test begin."""
 
@@ -301,7 +304,7 @@ def _cleaned(
     _require(frame, ["domain", "label", "item.id", *own], place)
     if "split" not in frame and "time" not in frame:
         raise RunError(f"{place} have neither `split` nor `time` to split by")
-    known = [key for key in ("split", "time", "probability", "user.id") if key in frame]
+    known = [key for key in _KNOWN if key in frame]
     kept = dict.fromkeys(["domain", "label", *known, *own, "item.id"])
     usable = {
         "no label": pl.col("label").is_not_null(),

@@ -221,3 +221,12 @@ def test_an_assignment_says_what_to_do():
     (only,) = assign(found, {"user": "u"}, "books", {}, 0)
     assert only == ("l0", "x", "b", "user", found.by_name["x"][1].arms["b"], False)
     assert (only.change.domain, only.change.changes) == ("d1", ("domain",))
+
+
+def test_a_stopped_arm_moves_nobody_else():
+    arms = weights(1, 1, 2)
+    stopped = {**arms, "b": {**arms["b"], "stopped": True}}
+    before, after = (read([experiment(arms=each)]) for each in (arms, stopped))
+    for unit in map(str, range(300)):
+        was, now = (assign(each, {"user": unit}, "books", {}, 0.0) for each in (before, after))
+        assert now == (() if was[0].arm == "b" else was)

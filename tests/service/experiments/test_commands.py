@@ -63,9 +63,56 @@ def test_the_same_as_json(check):
         "domains": ["books"],
         "arm": "b",
         "change": "domain",
+        "stopped": False,
         "share": pytest.approx(0.09),
         "share_now": pytest.approx(0.045),
     }
+
+
+def test_a_stopped_arm_has_no_share_and_the_others_keep_theirs(check):
+    arms = {**weights(1, 1, 2), "b": {"weight": 1, "domain": "films", "stopped": True}}
+    code, out, _ = check(document([experiment(arms=arms)]), "--json")
+    assert code == 0
+    assert [each["share"] for each in json.loads(out)["arms"]] == [0.25, 0, 0.5]
+    assert "domain, stopped" in check(document([experiment(arms=arms)]))[1]
+
+
+def test_put_checks_and_leaves_what_is_on_trial(tmp_path, capsys):
+    def put(data):
+        (tmp_path / "new.json").write_text(json.dumps(data))
+        with pytest.raises(SystemExit) as ended:
+            cli.run(
+                lambda: app(["experiments", "put", str(tmp_path / "new.json"), str(tmp_path / "live.json")])
+            )
+        return (ended.value.code, *capsys.readouterr())
+
+    assert put(GOOD)[0] == 0
+    live = json.loads((tmp_path / "live.json").read_text())
+    assert live == GOOD
+    live["layers"]["canary"] = {"experiments": [experiment("trial")]}
+    (tmp_path / "live.json").write_text(json.dumps(live))
+    assert put(document([experiment("z")]))[0] == 0
+    assert json.loads((tmp_path / "live.json").read_text())["layers"] == {
+        "l0": {"experiments": [experiment("z")]},
+        "canary": {"experiments": [experiment("trial")]},
+    }
+    code, out, err = put(document([experiment("trial")]))
+    assert (code, out) == (2, "")
+    assert "layers.l0 has an experiment of this name" in err
+    code, out, err = put({"version": 2, "layers": {}})
+    assert (code, out) == (2, "")
+    lines = (tmp_path / "live.json.history").read_text().splitlines()
+    assert [json.loads(json.loads(each)["document"])["layers"].keys() for each in lines] == [
+        {"l0", "l1"},
+        {"l0", "canary"},
+    ]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.run(lambda: app(["experiments", "check", str(tmp_path / "live.json")]))
+    assert "only tools write this layer" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: app(["experiments", "check", "--canary", str(tmp_path / "live.json")]))
+    assert ended.value.code == 0
 
 
 def test_a_bad_document_is_one_line_with_the_place(check, capsys):

@@ -19,6 +19,16 @@ def fault(data: object) -> str:
     return str(caught.value)
 
 
+TRIAL = {
+    "bundle": "tiny-00000000",
+    "against": {"books": "0" * 16},
+    "shares": [0.01, 0.25],
+    "hold_seconds": 60,
+    "margin": 0.01,
+    "until": "2030-01-01T00:00:00Z",
+}
+
+
 def test_a_document_is_frozen_and_its_defaults_are_everybody_at_once():
     found = read([experiment("one")], [])
     layer, one = found.by_name["one"]
@@ -102,6 +112,19 @@ CONTROL = {"weight": 1}
             "guardrails[0].action",
             "'alert' or 'stop'",
         ),
+        (
+            {"guardrails": [{"metric": "money", "min": 0, "action": "stop"}]},
+            "guardrails[0].metric",
+            "should match pattern",
+        ),
+        (
+            {"arms": {"a": {"weight": 1, "stopped": True}, "b": {"weight": 1, "domain": "x"}}},
+            "arms.a.stopped",
+            "the control",
+        ),
+        ({"trial": TRIAL, "slice": [0.5, 1]}, "trial", "only experiments of the layer canary"),
+        ({"trial": {**TRIAL, "shares": [0.1, 0.1]}}, "trial.shares", "they must rise"),
+        ({"trial": {**TRIAL, "shares": [0.6]}}, "trial.shares", "0.5 at most"),
         ({"surprise": 1}, "surprise", "not permitted"),
     ],
 )
