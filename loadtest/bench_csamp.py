@@ -90,9 +90,17 @@ def bench(size: Size, runs: Mapping[str, Path], data: Path, folder: Path, consol
     served = {IDS: runs[IDS], AGAIN: runs[IDS], CSAMP: runs[CSAMP], CTR_BERT: runs[CTR_BERT]}
     alone = replace(size, connections=1)
     report = bench_models.bench(alone, served, data, folder, console, whole=(CTR_BERT,))
-    report = {name: _ratios(report, model) for name, model in _RATIOS.items()} | report
+    report = ratios(report, _RATIOS) | report
     files.write(folder / "report.json", json.dumps(report, indent=1))
     return report
+
+
+def ratios(report: Mapping[str, Any], models: Mapping[str, str]) -> dict[str, Any]:
+    """Of some models, by what each ratio is called: p50 and p99 as times the first model's, low and high."""
+    return {
+        name: {share: report["models"][model][f"{share}_ratio"] for share in ("p50", "p99")}
+        for name, model in models.items()
+    }
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -124,11 +132,6 @@ def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             cells += [f"{found[f'{share}_ms']:.2f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}"]
         lines.append([*cells, f"{found['answers']:,}"])
     return heads, lines
-
-
-def _ratios(report: Mapping[str, Any], model: str) -> dict[str, Any]:
-    found = report["models"][model]
-    return {share: found[f"{share}_ratio"] for share in ("p50", "p99")}
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from loadtest import bench_models
+from loadtest.bench_csamp import ratios
 from loadtest.bench_models import Size
 from service.contract import files
 from training.checkpoint import Run
@@ -69,10 +70,6 @@ def bench(size: Size, runs: Mapping[str, Path], data: Path, folder: Path, consol
     """
     served = {WITHOUT: runs[WITHOUT], AGAIN: runs[WITHOUT], STUDENT: runs[STUDENT]}
     report = bench_models.bench(replace(size, connections=1), served, data, folder, console)
-    shares = ("p50", "p99")
-    ratios = {
-        name: {share: report["models"][model][f"{share}_ratio"] for share in shares}
-        for name, model in _RATIOS.items()
-    }
-    files.write(folder / "report.json", json.dumps(ratios | report, indent=1))
-    return ratios | report
+    report = ratios(report, _RATIOS) | report
+    files.write(folder / "report.json", json.dumps(report, indent=1))
+    return report

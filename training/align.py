@@ -27,6 +27,7 @@ from service.contract.field import PAD
 from training import text
 from training.data.batches import Rows
 from training.data.prepare import Prepared
+from training.data.sources._wrapped import words
 from training.loop import Pass
 from training.losses import aligned, neighbours
 from training.paradigms._protocol import Paradigm
@@ -87,10 +88,9 @@ class Texts:
             RunError: there are no texts, or no such model.
         """
         items = prepared.items()
-        columns = [name for name in ("text", "name") if name in items.columns]
-        if not columns:
+        items = items.select("item.id", words(items)).drop_nulls()
+        if items.is_empty():
             raise RunError("align: the data's items have no texts")
-        items = items.select("item.id", pl.coalesce(columns).alias("words")).drop_nulls()
         distinct = items.select("words").unique(maintain_order=True).with_row_index("text")
         pairs = (
             prepared.split("train")

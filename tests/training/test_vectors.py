@@ -62,7 +62,7 @@ def test_texts_that_changed_are_an_error(data: Prepared, tmp_path: Path) -> None
 
 def test_what_has_no_words_or_no_axes_is_an_error(data: Prepared, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no words"):
-        described(pl.DataFrame({"item.id": ["a"]}), data)
+        described(pl.DataFrame({"item.id": ["a", "b"]}), data)
     plain = prepare("synthetic", {key: SMALL[key] for key in SMALL if key != "name"}, tmp_path)
     with pytest.raises(RunError, match="not of the source text_vectors"):
         described(pl.DataFrame({"item.id": ["a"], "text": ["a lamp"]}), plain)

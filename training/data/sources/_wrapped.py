@@ -121,7 +121,8 @@ class Wrapped:
 def words(items: pl.DataFrame) -> pl.Series:
     """The text of each item, or its name; null where there is neither."""
     columns = [name for name in ("text", "name") if name in items.columns]
-    return items.select(pl.coalesce(*columns, pl.lit(None, pl.String)).alias("words"))["words"]
+    # Beside the items' columns, so that a null alone is one for each item, too.
+    return items.with_columns(pl.coalesce(*columns, pl.lit(None, pl.String)).alias("words"))["words"]
 
 
 def texts(source: Source, given: Interactions, items: pl.DataFrame) -> list[str]:  # noqa: ARG001 - as asked
