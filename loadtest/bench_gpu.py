@@ -145,14 +145,22 @@ def _engine(figures: Mapping[str, Any], title: str) -> Table:
 
 def _throughput(figures: Mapping[str, Any]) -> Table:
     table = Table(title="million candidates/s when there is always more to do")
-    kinds = "mixed_bulk", "single_bulk", "bulk_gain", "mixed_asked", "single_asked", "asked_gain"
+    kinds = (
+        *gpu_throughput.RATES,
+        *(f"{way}_{what}" for way in gpu_throughput.WAYS for what in ("gain", "kept")),
+    )
     for name in ("type", "candidates", "domains", *kinds):
         table.add_column(name, justify="right")
     for dtype in DTYPES:
         for name, each in figures[dtype].items():
-            cells = (f"{each[kind]:.1f}x" if "gain" in kind else f"{each[kind] / 1e6:.2f}" for kind in kinds)
-            table.add_row(dtype, *name.split("."), *cells)
+            table.add_row(dtype, *name.split("."), *(_rate(kind, each[kind]) for kind in kinds))
     return table
+
+
+def _rate(kind: str, figure: float) -> str:
+    if kind.endswith("gain"):
+        return f"{figure:.1f}x"
+    return f"{figure:.3f}" if kind.endswith("kept") else f"{figure / 1e6:.2f}"
 
 
 def _precision(figures: Mapping[str, Any]) -> Table:
@@ -232,12 +240,23 @@ def markdown(report: Mapping[str, Any]) -> str:
                     f"| {' | '.join((dtype, form, *(f'{report[part][key]:.3f}' for key in keys)))} |"
                 )
         lines.append("")
-    rated = "type", "candidates", "domains", "together, M/s", "one by one, M/s", "gain"
-    lines += [f"| {' | '.join(rated)} |", "| --- " * len(rated) + "|"]
+    kinds = "mixed_bulk", "single_bulk", "bulk_gain", "bulk_kept", "mixed_asked", "asked_gain", "asked_kept"
+    rated = "type", "candidates", "domains", "together, M/s", "one by one, M/s", "gain", "of fewest domains"
+    lines += [f"| {' | '.join((*rated, 'asked, M/s', 'gain', 'of fewest domains'))} |", "| --- " * 10 + "|"]
     for dtype in DTYPES:
         for name, each in report["throughput"][dtype].items():
-            rates = (f"{each[kind] / 1e6:.2f}" for kind in ("mixed_bulk", "single_bulk"))
-            lines.append(
-                f"| {' | '.join((dtype, *name.split('.'), *rates, f'''{each['bulk_gain']:.1f}x'''))} |"
-            )
+            rates = (_rate(kind, each[kind]) for kind in kinds)
+            lines.append(f"| {' | '.join((dtype, *name.split('.'), *rates))} |")
+    names = "rps", "p50_ms", "p99_ms", "open_rate", "open_p50_ms", "open_p99_ms"
+    columns = "engine", "workers", "candidates", "domains", "requests/s", "p50, ms", "p99, ms"
+    lines += ["", f"| {' | '.join((*columns, 'at requests/s', 'p50, ms', 'p99, ms'))} |", "| --- " * 10 + "|"]
+    for engine, each in report["http"].items():
+        if isinstance(each, dict):
+            name, _, workers = engine.rpartition("_")
+            for what, found in each.items():
+                rates = (
+                    f"{found[key]:,.0f}" if key in {"rps", "open_rate"} else f"{found[key]:.1f}"
+                    for key in names
+                )
+                lines.append(f"| {' | '.join((name, workers, *what.split('.'), *rates))} |")
     return "\n".join(lines)

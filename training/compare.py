@@ -16,41 +16,29 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from rich.progress import Progress
 
 from service.contract import files
 from service.contract.errors import RunError
-from training import paired, unseen
+from training import unseen
 from training.checkpoint import Run
 from training.data.prepare import Prepared, prepare
 from training.distil import alone, whole_run
 from training.fit import Fit
-from training.paired import deviation
-from training.plan import Changes, Distilled, Plan, Subject
+from training.model import build
+from training.outcome import Job, Outcome, parquet
+from training.plan import Changes, Plan, Subject
 from training.recipe import Choice, Recipe, parse
+from training.search import BOUNDED, Study, best
 
 Floats = npt.NDArray[np.float64]
 _FIGURES = ("auc", "gauc", "logloss", "ne", "ece")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run."""
-
-    recipe: Recipe
-    folder: Path
-    data: Path
-    """The folder that `prepare` made."""
-    unseen: Path | None = None
-    """The same of rows whose domains no model has seen."""
 
 
 _Run = Callable[[Mapping[Any, Job], str], dict[Any, dict[str, Any]]]
@@ -110,6 +98,7 @@ class Comparison:
             found = {name: self._subject(name, self.folder / name) for name in asked}
             report = {"plan": self.plan.model_dump(mode="json"), "subjects": [*found], **found}
         files.write(self.folder / "report.json", json.dumps(report, indent=1))
+        files.write(self.folder / "results.parquet", parquet(report))
         return report
 
     def _subject(self, name: str | None, folder: Path) -> dict[str, Any]:
@@ -141,6 +130,8 @@ class _Subject:
     def __init__(self, plan: Plan, subject: Subject | None, base: Changes, folder: Path, data: Path) -> None:
         self.plan, self.folder, self.data = plan, folder, data
         self.thin, self.unseen = (subject.thin, subject.unseen) if subject else ((), None)
+        self.tried: dict[str, dict[str, int]] = {}
+        """Settings of each row, by stage."""
         self.base = base
         if subject is not None:
             self.base = merged(_over(base, subject.source), subject.change)
@@ -161,39 +152,89 @@ class _Subject:
             for name in rows
             for seed in self.plan.rows[name].seeds or self.plan.seeds
         }
-        return self._report(chosen, jobs, run(jobs, "every seed"))
+        tried = {name: self._settings_tried(name) for name in searching}
+        outcome = Outcome(self.plan, self.folder, self.thin, self.unseen is not None, chosen, tried, jobs)
+        return outcome.report(run(jobs, "every seed"))
 
     def _search_joint(self, rows: Sequence[str], run: _Run) -> dict[str, Changes]:
         own = dict.fromkeys(self.plan.rows[name].joint_of or name for name in rows)
-        jobs = {
-            (name, at): self._job(
-                name, {"joint": change, "tuning": {"epochs": 0}, "seed": self.plan.seeds[0]}
-            )
-            for name in own
-            for at, change in enumerate(self.plan.joint)
+        first = {
+            name: [{"joint": change, "tuning": {"epochs": 0}} for change in self.plan.joint] for name in own
         }
-        found = run(jobs, "joint settings")
-        best = {name: self.plan.joint[_best(found, name, "joint")] for name in own}
-        return {name: best[self.plan.rows[name].joint_of or name] for name in rows}
+        best = self._search("joint", first, run)
+        return {name: best[self.plan.rows[name].joint_of or name]["joint"] for name in rows}
 
     def _search_tuning(
         self, rows: Sequence[str], joint: Mapping[str, Changes], run: _Run
     ) -> dict[str, Changes]:
-        settings = {
+        tuned = {name: self._tuned(name) for name in rows}
+        first = {
             name: [
                 {"joint": joint[name], "tuning": change, **other}
                 for other in self.plan.rows[name].tries
-                for change in self.plan.tuning
+                for change in self.plan.tuning[: None if tuned[name] else 1]
             ]
             for name in rows
         }
-        jobs = {
-            (name, at): self._job(name, {**change, "seed": self.plan.seeds[0]})
-            for name in rows
-            for at, change in enumerate(settings[name])
+        return self._search("tuning", first, run, [name for name in rows if tuned[name]])
+
+    def _search(
+        self,
+        stage: Literal["joint", "tuning"],
+        first: Mapping[str, Sequence[Changes]],
+        run: _Run,
+        further: Iterable[str] | None = None,
+    ) -> dict[str, Changes]:
+        """Each row's best settings on validation.
+
+        Args:
+            stage: what is searched.
+            first: what is tried first, by row.
+            run: runs jobs, and gives their metrics.
+            further: rows of which the plan's search then asks for more; all by default.
+        """
+        space, which = getattr(self.plan.search, stage), "joint" if stage == "joint" else "pack"
+        rounds = 1 + (space.trials if space else 0)
+        tried: dict[str, list[tuple[Changes, float]]] = {name: [] for name in first}
+        asked: dict[str, Sequence[Changes]] = dict(first)
+        studies: dict[str, Study] = {}
+        if space:
+            for name in first if further is None else further:
+                known = {key: value for key, value in first[name][0][stage].items() if key not in BOUNDED}
+                studies[name] = Study(space, self.plan.seeds[0], known)
+        for at in range(rounds):
+            jobs = {
+                (name, order): self._job(name, {**setting, "seed": self.plan.seeds[0]})
+                for name, settings in asked.items()
+                for order, setting in enumerate(settings)
+            }
+            found = run(jobs, f"{stage} settings" + (f", {at + 1} of {rounds}" if rounds > 1 else ""))
+            for name, order in jobs:
+                setting = asked[name][order]
+                score = found[name, order]["valid"]["macro"][which]["auc"]
+                tried[name].append((setting, score))
+                if name in studies:
+                    studies[name].tell(setting[stage], score)
+            asked = {name: [{**best(tried[name]), stage: study.ask()}] for name, study in studies.items()}
+        self.tried[stage] = {name: len(settings) for name, settings in tried.items()}
+        return {name: best(settings) for name, settings in tried.items()}
+
+    def _settings_tried(self, name: str) -> dict[str, int]:
+        """How many, by stage; those of the row that its joint stage is of are among them."""
+        joint = self.plan.rows[name].joint_of or name
+        of_stage = {"joint": joint, "tuning": name}
+        return {
+            stage: counts[of_stage[stage]]
+            for stage, counts in self.tried.items()
+            if of_stage[stage] in counts
         }
-        found = run(jobs, "tuning settings")
-        return {name: settings[name][_best(found, name, "pack")] for name in rows}
+
+    def _tuned(self, name: str) -> bool:
+        """Whether a row has a stage over each domain."""
+        job = self._job(name, {})
+        prepared = Prepared.open(job.data)
+        paradigm = build(job.recipe, prepared.schema, prepared.domains).paradigm
+        return any(each.rows == "each domain" for each in paradigm.stages())
 
     def _job(self, name: str, settings: Changes) -> Job:
         row, base = self.plan.rows[name], self.base
@@ -219,82 +260,6 @@ class _Subject:
         data = {**data, "of": {**data["of"], **self.unseen}} if "of" in data else {**data, **self.unseen}
         choice = Choice.model_validate(data)
         return prepare(choice.name, choice.options, self.data).path
-
-    def _report(
-        self, chosen: Mapping[str, Changes], jobs: Mapping[Any, Job], found: Mapping[Any, dict[str, Any]]
-    ) -> dict[str, Any]:
-        rows: dict[str, Any] = {}
-        for name, settings in chosen.items():
-            runs = [metrics for (row, _), metrics in found.items() if row == name]
-            folders = [job.folder for (row, _), job in jobs.items() if row == name]
-            rows[name] = {
-                **{
-                    domain: _figures([run["domains"][domain] for run in runs])
-                    for domain in runs[0]["domains"]
-                },
-                "macro": _figures([run["macro"] for run in runs]),
-                "valid_macro_auc_mean": float(
-                    np.mean([run["valid"]["macro"]["pack"]["auc"] for run in runs])
-                ),
-                "parameters": runs[0]["parameters"],
-                "parameters_of_domain": runs[0]["parameters_of_domain"],
-                "changed_of_domain": float(np.mean([run["changed_of_domain"] for run in runs])),
-                "settings": settings,
-                "runs": [folder.relative_to(self.folder).as_posix() for folder in folders],
-            }
-        candidates = [name for name in rows if self.plan.rows[name].candidate] or list(rows)
-        return {
-            "plan": self.plan.model_dump(mode="json"),
-            "seeds": list(self.plan.seeds),
-            "domains": list(next(iter(found.values()))["domains"]),
-            "budget_per_row": {"joint": len(self.plan.joint), "tuning": len(self.plan.tuning)},
-            "tried_of_row": {name: len(self.plan.rows[name].tries) for name in chosen},
-            "chosen_on_validation": max(candidates, key=lambda name: rows[name]["valid_macro_auc_mean"]),
-            "rows": rows,
-            **(self._paired(rows, jobs) if self.plan.against in rows else {}),
-        }
-
-    def _paired(self, rows: dict[str, Any], jobs: Mapping[Any, Job]) -> dict[str, Any]:
-        """Slices of each row into its figures; and differences with intervals."""
-        test, scores = self._scores(jobs)
-        against = self.plan.against or ""
-        differences: dict[str, Any] = {}
-        for name, row in rows.items():
-            slices = {
-                where: {"auc_mean": float(np.mean(aucs)), "auc_std": deviation(aucs)}
-                for where in test.slices
-                if (aucs := [test.auc(logit, where) for logit in scores[name]])
-            }
-            row["slices"] = slices
-            if name != against:
-                differences[name] = {
-                    where: asdict(test.interval(scores[name], scores[against], where))
-                    for where in ("macro", "thin domains", "new items")
-                    if where in test.slices
-                }
-        out: dict[str, Any] = {"differences_from": {against: differences}}
-        if self.plan.distilled is not None and {*self.plan.distilled.model_dump().values()} <= rows.keys():
-            out |= _kept(self.plan.distilled, test, scores)
-        if self.unseen is not None:
-            runs = [(name, job.folder, job.unseen) for (name, _), job in jobs.items()]
-            out["unseen"] = unseen.figures(runs)
-        return out
-
-    def _scores(self, jobs: Mapping[Any, Job]) -> tuple[paired.Rows, dict[str, list[Floats]]]:
-        """The test rows, and every row's logits of them, seed by seed.
-
-        Raises:
-            RunError: two rows of the table have other test rows.
-        """
-        prepared = Prepared.open(next(iter(jobs.values())).data)
-        test = prepared.split("test").sort("row")
-        scores: dict[str, list[Floats]] = {}
-        for (name, _), job in jobs.items():
-            found = pl.read_parquet(job.folder / "scores.parquet").sort("row")
-            if not found["row"].equals(test["row"]):
-                raise RunError(f"row {name} was tested on other rows than the first one")
-            scores.setdefault(name, []).append(found["logit"].to_numpy())
-        return paired.Rows.of(test, prepared.split("train"), prepared.domains, self.thin), scores
 
 
 def _train(job: Job) -> dict[str, Any]:
@@ -325,38 +290,3 @@ def _over(base: Changes, source: Mapping[str, Any]) -> Changes:
             "teacher": {**teacher, "data": {**teacher["data"], "of": dict(source)}},
         }
     return out
-
-
-def _kept(rows: Distilled, test: paired.Rows, scores: Mapping[str, Sequence[Floats]]) -> dict[str, Any]:
-    """What part of the teacher's gain the student keeps; null where the gain is under two standard errors."""
-    gain = test.interval(scores[rows.teacher], scores[rows.without], "macro")
-    own = test.interval(scores[rows.student], scores[rows.without], "macro")
-    sure = gain.difference > 2 * gain.error
-    return {
-        "teacher_gain": asdict(gain),
-        "student_gain": asdict(own),
-        "kept_share": own.difference / gain.difference if sure else None,
-    }
-
-
-def _best(found: Mapping[Any, dict[str, Any]], name: str, which: str) -> int:
-    """The candidate with the best macro AUC on validation; the first of equals."""
-    scores = {at: run["valid"]["macro"][which]["auc"] for (row, at), run in found.items() if row == name}
-    return int(max(sorted(scores), key=lambda at: -np.inf if np.isnan(scores[at]) else scores[at]))
-
-
-def _figures(runs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for figure in _FIGURES:
-        _add(out, figure, [run["pack"][figure] for run in runs])
-    _add(out, "joint_auc", [run["joint"]["auc"] for run in runs])
-    _add(out, "joint_logloss", [run["joint"]["logloss"] for run in runs])
-    _add(out, "uncalibrated_logloss", [run["uncalibrated"]["logloss"] for run in runs])
-    _add(out, "uncalibrated_ece", [run["uncalibrated"]["ece"] for run in runs])
-    return out
-
-
-def _add(out: dict[str, float], name: str, values: Iterable[float]) -> None:
-    listed = np.array(list(values))
-    out[f"{name}_mean"] = float(listed.mean())
-    out[f"{name}_std"] = deviation(listed)

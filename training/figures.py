@@ -38,6 +38,8 @@ def table(report: Mapping[str, Any]) -> str:
         "ECE",
     ]
     head += ["log loss before calibration", "owned, floats", "pack, bytes", "as differences"]
+    timed = all("seconds" in row for row in report["rows"].values())
+    head += ["of all, %", "seconds"] if timed else []
     lines = [head, ["---"] * len(head)]
     for name, row in report["rows"].items():
         macro = row["macro"]
@@ -48,7 +50,19 @@ def table(report: Mapping[str, Any]) -> str:
         cells += [f"{macro[f'{figure}_mean']:.4f}" for figure in ("gauc", "logloss", "ne", "ece")]
         cells += [f"{macro['uncalibrated_logloss_mean']:.4f}", f"{row['parameters_of_domain']:,}"]
         cells += [f"{size:,}" for size in pack_bytes(row)]
+        if timed:
+            cells += [f"{100 * row['parameters_of_domain'] / row['parameters']:.2f}", f"{row['seconds']:.0f}"]
         lines.append(cells)
+    return _markdown(lines)
+
+
+def pairs(report: Mapping[str, Any]) -> str:
+    """Differences of macro AUC between two rows each, as a Markdown table."""
+    lines = [["model", "less", "macro AUC", "p"], ["---"] * 4]
+    lines += [
+        [pair["row"], pair["less"], f"{pair['difference']:+.4f}", f"{pair['p']:.3f}"]
+        for pair in report["pairs"]
+    ]
     return _markdown(lines)
 
 

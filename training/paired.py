@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from service.contract.errors import RunError
 from training.evaluation import users
 from training.metrics import auc
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+Name = TypeVar("Name", bound=Hashable)
 
 RESAMPLES = 1000
 _SEED = 0
@@ -121,6 +125,35 @@ def _weighted(logit: Floats, label: Ints, weight: npt.NDArray[np.float32]) -> Fl
     with np.errstate(invalid="ignore"):
         found: Floats = (clicks * (below + others / 2)).sum(1) / pairs
     return found
+
+
+def over_seeds(one: Sequence[float], other: Sequence[float]) -> float:
+    """P of a two-sided t-test of two models' figures, paired by seed; not a number for less than two seeds.
+
+    Raises:
+        RunError: scipy is not installed, or the models have other numbers of seeds.
+    """
+    try:
+        from scipy.stats import ttest_rel  # noqa: PLC0415 - only who compares models needs it
+    except ImportError as error:
+        raise RunError("to test differences needs scipy: pip install 'mdctr[report]'") from error
+    if len(one) != len(other):
+        raise RunError(f"{len(one)} and {len(other)} seeds cannot be paired")
+    gaps = np.subtract(one, other)
+    if len(gaps) < 2:
+        return float("nan")
+    if not gaps.std():  # a model beside itself
+        return 1.0 if not gaps.any() else 0.0
+    return float(ttest_rel(one, other).pvalue)
+
+
+def holm(found: Mapping[Name, float]) -> dict[Name, float]:
+    """p-values of several tests, corrected (Holm 1979): one that is true stays so with all the others."""
+    out, worst = dict(found), 0.0
+    ranked = sorted((name for name, p in found.items() if not np.isnan(p)), key=lambda name: found[name])
+    for at, name in enumerate(ranked):
+        worst = out[name] = max(worst, min(1.0, (len(ranked) - at) * found[name]))
+    return out
 
 
 def deviation(values: Sequence[float] | Floats) -> float:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.errors import RunError
 from training.recipe import parse
+from training.search import Search
 
 Changes = dict[str, Any]
 
@@ -64,6 +65,15 @@ class Subject(BaseModel):
     """Which of the plan's; all of them where nothing is said."""
 
 
+class Searches(BaseModel):
+    """What is tried of a stage beside the plan's own settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    joint: Search | None = None
+    tuning: Search | None = None
+
+
 class Distilled(BaseModel):
     """Which rows say what a student keeps of its teacher's gain."""
 
@@ -87,10 +97,14 @@ class Plan(BaseModel):
     """Settings of the joint stage to try."""
     tuning: tuple[Changes, ...] = ({},)
     """Settings of the tuning stage to try."""
+    search: Searches = Searches()
+    """Further settings of each row, near those that did well."""
     rows: Annotated[dict[str, Row], Field(min_length=1)]
     subjects: dict[str, Subject] = {}
     against: str | None = None
     """The row that others' differences are reported from."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Rows whose differences are reported, the first one's less the second's."""
     distilled: Distilled | None = None
     curves: dict[str, Curve] = {}
     bars: dict[str, tuple[str, ...]] = {}
@@ -115,6 +129,7 @@ class Plan(BaseModel):
         named = {row.joint_of for row in plan.rows.values()} - {None}
         named |= {row for curve in plan.curves.values() for row in curve.points}
         named |= {row for bar in plan.bars.values() for row in bar} | set(plan.sizes)
+        named |= {row for pair in plan.pairs for row in pair}
         named |= {row for subject in plan.subjects.values() for row in subject.rows or ()}
         named |= {plan.against} - {None} | set(plan.distilled.model_dump().values() if plan.distilled else ())
         chained = [

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from rich.progress import Progress
+from scipy.stats import ttest_rel
 
 from service.contract.errors import RunError
 from training import compare, figures
@@ -72,7 +74,7 @@ def test_settings_are_chosen_on_validation_and_every_seed_is_trained(small: Path
         assert set(tried) == {1e-5, 1e-2}
         assert report["rows"][name]["settings"]["joint"]["lr"] == max(tried, key=lambda lr: tried[lr])
     assert report["rows"]["user part"]["settings"]["joint"] == report["rows"]["plate"]["settings"]["joint"]
-    assert report["budget_per_row"] == {"joint": 2, "tuning": 1}
+    assert report["tried_of_row"] == {name: {"joint": 2, "tuning": 1} for name in PLAN["rows"]}
 
     chosen = report["rows"]["mix"]["settings"]["joint"]["lr"]
     mixed = [(recipe, metrics) for recipe, metrics in runs if recipe["paradigm"]["name"] == "mix"]
@@ -105,6 +107,53 @@ def test_a_comparison_goes_on_with_the_runs_it_has(small: Path) -> None:
     assert before
     assert run(small) == first
     assert written() == before
+
+
+def test_a_search_goes_on_from_the_plan_s_settings_for_stages_that_a_row_has(small: Path) -> None:
+    bounds = {"trials": 2, "lr": [1e-4, 1e-1], "l2": [1e-6, 1e-3], "epochs": [1, 2]}
+    rows = {name: PLAN["rows"][name] for name in ("mix", "plate")}
+    plan = {
+        "recipe": "plate_synthetic",
+        "seeds": [0, 1],
+        "against": "mix",
+        "pairs": [["plate", "mix"]],
+        "joint": [{"epochs": 1, "lr": 1e-3, "l2": 1e-5, "schedule": "linear"}],
+        "tuning": [{"epochs": 0}, {"epochs": 1, "lr": 1e-3, "l2": 1e-5}],
+        "search": {"joint": bounds, "tuning": bounds},
+        "rows": rows,
+    }
+    report = run(small, plan)
+    assert report["tried_of_row"] == {
+        "mix": {"joint": 3, "tuning": 1},  # it has no stage over each domain
+        "plate": {"joint": 3, "tuning": 4},
+    }
+    runs = [path.parent for path in (small / "out" / "runs").glob("*/recipe.json")]
+    recipes = [json.loads((folder / "recipe.json").read_text())["recipe"] for folder in runs]
+    assert {recipe["joint"]["schedule"] for recipe in recipes} == {"linear"}
+    for name, row in report["rows"].items():
+        reached = {
+            recipe["joint"]["lr"]: json.loads((folder / "metrics.json").read_text())
+            for folder, recipe in zip(runs, recipes, strict=True)
+            if recipe["paradigm"]["name"] == name and recipe["tuning"]["epochs"] == 0 and recipe["seed"] == 0
+        }
+        aucs = {lr: metrics["valid"]["macro"]["joint"]["auc"] for lr, metrics in reached.items()}
+        assert row["settings"]["joint"]["lr"] == max(aucs, key=lambda lr: aucs[lr])
+        assert row["seconds"] > 0
+
+    aucs_of = {
+        name: [seed["macro"]["auc"] for seed in row["of_seeds"]] for name, row in report["rows"].items()
+    }
+    (pair,) = report["pairs"]
+    assert pair["difference"] == pytest.approx((sum(aucs_of["plate"]) - sum(aucs_of["mix"])) / 2)
+    assert pair["p"] == pytest.approx(float(ttest_rel(aucs_of["plate"], aucs_of["mix"]).pvalue))
+    assert report["differences_from"]["mix"]["plate"]["p_over_seeds"] == pair["p"]
+    assert f"| plate | mix | {pair['difference']:+.4f} | {pair['p']:.3f} |" in figures.pairs(report)
+
+    table = pl.read_parquet(small / "out" / "results.parquet")
+    assert table.height == 2 * 2 * 3  # models, seeds, domains and macro
+    mine = table.filter(model="plate", domain="macro").sort("seed")
+    assert mine["auc"].to_list() == aucs_of["plate"]
+    assert run(small, plan) == report
 
 
 def test_merging_keeps_options_of_the_same_name_only() -> None:

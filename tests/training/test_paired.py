@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from service.contract.errors import RunError
 from training import paired
+from training.paired import holm, over_seeds
 
 
 def rows(n: int = 400, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -85,3 +89,23 @@ def test_rows_of_nobody_known_are_drawn_by_themselves():
     assert "thin domains" not in found.slices
     logit = np.random.default_rng(5).normal(size=test.height)
     assert np.unique(found.resampled(logit, "macro", resamples=4)).size == 4
+
+
+def test_seeds_are_paired() -> None:
+    # By hand: gaps .01, .02, .03 have mean .02 and deviation .01, so t = 2 sqrt(3). Of two degrees of
+    # freedom the distribution has a closed form: p = 1 - t / sqrt(2 + t^2).
+    t = 2 * 3**0.5
+    p = over_seeds([0.71, 0.62, 0.83], [0.70, 0.60, 0.80])
+    assert p == pytest.approx(1 - t / (2 + t * t) ** 0.5)
+    assert over_seeds([0.7, 0.6], [0.7, 0.6]) == 1
+    assert math.isnan(over_seeds([0.7], [0.6]))
+    with pytest.raises(RunError, match="2 and 3 seeds"):
+        over_seeds([0.7, 0.6], [0.7, 0.6, 0.5])
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    # By hand: 3 * .01; 2 * .03; and 1 * .04, which may not be below the one before it.
+    found = holm({"a": 0.04, "b": 0.01, "c": 0.03, "none": math.nan})
+    assert found["b"] == pytest.approx(0.03)
+    assert found["c"] == found["a"] == pytest.approx(0.06)
+    assert math.isnan(found["none"])
