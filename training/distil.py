@@ -37,6 +37,7 @@ from training.backbones._protocol import Backbone, Interaction
 from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, Split, prepare
+from training.grades import Grades
 from training.losses import apart, click
 from training.paradigms._protocol import Paradigm
 from training.recipe import Distil, Recipe, parse
@@ -65,9 +66,9 @@ class Student(nn.Module):
     The projection is gone when the student is saved.
     """
 
-    def __init__(self, paradigm: Paradigm, distil: Distil) -> None:
+    def __init__(self, paradigm: Paradigm, distil: Distil, grades: Grades | None = None) -> None:
         super().__init__()
-        self.paradigm, self.distil = paradigm, distil
+        self.paradigm, self.distil, self.grades = paradigm, distil, grades
         self.projection: nn.Linear | None = None
         self._hidden: Tensor | None = None
         if distil.representation:
@@ -94,7 +95,7 @@ class Student(nn.Module):
             part: the first of them under the general domain, as many as its weight wants.
         """
         both = rows.joined(part) if len(part) else rows
-        total = click(self.paradigm.both(rows, part), both, self.distil).sum() / len(rows)
+        total = click(self.paradigm.both(rows, part), both, self.distil, self.grades).sum() / len(rows)
         hidden, self._hidden = self._hidden, None
         if self.projection is not None and hidden is not None and rows.target is not None:
             far = apart(self.projection(hidden[: len(rows)]), rows.target[:, 1:])

@@ -21,7 +21,9 @@ from training.data.batches import Rows
 from training.data.prepare import Prepared, Split
 from training.distil import Student, Targets
 from training.evaluation import Labelled, calibrate, evaluate
+from training.grades import Grades
 from training.loop import Journal, Loop, Pass
+from training.losses import click
 from training.metrics import auc, logloss
 from training.model import Model, build, joint_logits
 from training.recipe import Recipe
@@ -117,6 +119,13 @@ class Fit:
         targets = Targets.make(self.recipe.distil, teachers, data, self.progress)
         return replace(rows, target=targets.of(self.prepared.split("train")))
 
+    @cached_property
+    def grades(self) -> Grades | None:
+        """How the training rows' grades teach, where the recipe has them do so."""
+        if self.recipe.grades is None:
+            return None
+        return Grades.of(self.rows.to(self.device), len(self.model.domains), self.recipe.grades.weight)
+
     def __call__(self) -> Model:
         """Train what is not trained yet, evaluate, and return the model."""
         if self.run.metrics is None:
@@ -178,7 +187,8 @@ class Fit:
     def _all_domains(self, stage: Stage) -> None:
         paradigm, general, distil = self.model.paradigm, len(self.model.domains), self.recipe.distil
         torch.manual_seed(self.recipe.seed)
-        student = None if distil is None else Student(paradigm, distil)
+        grades = self.grades
+        student = None if distil is None else Student(paradigm, distil, grades)
 
         def loss(rows: Rows) -> Tensor:
             # Rows are shuffled, so the first tenth, repeated under the general domain, makes an unbiased
@@ -186,6 +196,9 @@ class Fit:
             part = rows[: round(self.recipe.general_share * len(rows))].under(general)
             if student is not None:
                 total = student.loss(rows, part)
+            elif grades is not None:
+                both = rows.joined(part) if len(part) else rows
+                total = click(paradigm.both(rows, part), both, None, grades).sum() / len(rows)
             else:
                 label = torch.cat([rows.label, part.label])
                 logits = paradigm.both(rows, part)
@@ -228,6 +241,7 @@ class Fit:
             loop=self.loop,
             stage=stage.name,
             distil=self.recipe.distil,
+            grades=self.grades,
             most=self.model.paradigm.most_rows,
         )
         tensors = servable.state_dict()

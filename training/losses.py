@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity, normalize
 
 from training.data.batches import Rows
+from training.grades import Grades
 from training.recipe import Align, Distil
 
 
-def click(logit: Tensor, rows: Rows, distil: Distil | None) -> Tensor:
+def click(logit: Tensor, rows: Rows, distil: Distil | None, grades: Grades | None = None) -> Tensor:
     """Cross entropy of clicks, and of a teacher's probabilities where rows have a target.
 
     (1 - a) BCE(z, y) + a T^2 BCE(z / T, sigmoid(t / T)) (Hinton et al. 2015, eq. 4, for two classes; T^2
@@ -20,11 +21,15 @@ def click(logit: Tensor, rows: Rows, distil: Distil | None) -> Tensor:
         logit: z (B,).
         rows: y, and t where there is a target.
         distil: a and T.
+        grades: what stands in the place of BCE(z, y) where rows have grades.
 
     Returns:
         (B,).
     """
-    hard = binary_cross_entropy_with_logits(logit, rows.label, reduction="none")
+    if grades is not None:
+        hard = grades.loss(logit, rows)
+    else:
+        hard = binary_cross_entropy_with_logits(logit, rows.label, reduction="none")
     if distil is None or rows.target is None:
         return hard
     T = distil.temperature

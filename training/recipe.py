@@ -82,6 +82,15 @@ class Distil(BaseModel):
     """r: to how many numbers a representation is projected."""
 
 
+class Graded(BaseModel):
+    """What a model learns from the number that its label was cut from (`training.grades`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the loss of all other cuts; the label's own has the rest."""
+
+
 class Align(Optimisation):
     """How a model's rows are aligned with what a language model makes of their texts (`training.align`)."""
 
@@ -133,6 +142,8 @@ class Recipe(BaseModel):
     align: Annotated[Align | None, Field(exclude_if=lambda align: align is None)] = None
     """What comes before the paradigm's own stages; where nothing does, it is not part of a run's identity."""
     distil: Distil | None = None
+    grades: Annotated[Graded | None, Field(exclude_if=lambda grades: grades is None)] = None
+    """A second target, where the data has one."""
 
     @classmethod
     def load(cls, path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from service.contract.errors import RunError
 from training.data.batches import Rows
+from training.grades import Grades
 from training.loop import Loop, Outcome, Pass, device
 from training.losses import click
 from training.metrics import auc, logloss
@@ -27,6 +28,7 @@ def tune(
     loop: Loop,
     stage: str = "tuning",
     distil: Distil | None = None,
+    grades: Grades | None = None,
     most: int = 8192,
 ) -> Outcome:
     """Train a servable on one domain's rows, from the pack that it has.
@@ -41,13 +43,14 @@ def tune(
         loop: what runs it.
         stage: the stage's name.
         distil: how rows with a target teach.
+        grades: how rows with a grade do.
         most: how many rows are scored at a time.
     """
     options = options.model_copy(update={"lr": options.lr_of.get(domain, options.lr)})
     train = train.to(device(servable))
 
     def loss(rows: Rows) -> Tensor:
-        return click(servable(*rows.arrays), rows, distil).mean()
+        return click(servable(*rows.arrays), rows, distil, grades).mean()
 
     def score() -> float:
         found, label = logits(servable, {}, valid, most).numpy(), valid.label.numpy()

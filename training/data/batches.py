@@ -16,6 +16,9 @@ from training.data.prepare import columns
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
 """request_ids (R, W_q) int32, request_numbers (R, X_q), item_ids (B, W_i) int32, item_numbers (B, X_i)."""
 
+UNKNOWN = -1
+"""No grade."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -31,6 +34,8 @@ class Rows:
     """(n,) float32, 0 or 1."""
     target: Tensor | None = None
     """(n, 1 + r) float32: what a teacher says of a row, its logit and its representation."""
+    grade: Tensor | None = None
+    """(n,) int64, what the label was cut from; `UNKNOWN` where that is not known."""
     text: Tensor | None = None
     """(n,) int64, a position in a list of texts (`training.align`)."""
 
@@ -47,7 +52,11 @@ class Rows:
         domain = frame["domain"].replace_strict(place, return_dtype=pl.Int64).to_numpy()
         arrays = (request.ids, request.numbers, item.ids, item.numbers, domain)
         label = frame["label"].to_numpy().astype(np.float32)
-        return cls(*(torch.from_numpy(np.array(array)) for array in (*arrays, label)))
+        rows = cls(*(torch.from_numpy(np.array(array)) for array in (*arrays, label)))
+        if "grade" not in frame:
+            return rows
+        grade = frame["grade"].fill_null(UNKNOWN).cast(pl.Int64).to_numpy()
+        return replace(rows, grade=torch.from_numpy(np.array(grade)))
 
     @property
     def arrays(self) -> Arrays:

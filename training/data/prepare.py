@@ -4,7 +4,7 @@
       train.parquet valid.parquet test.parquet   raw columns: `row` (Int64, the row's place in the source),
                                                  `domain`, `label`, `item.id`, every field under its
                                                  `Field.key`; `user.id`, `time`, `probability`,
-                                                 `position` and `propensity` where known
+                                                 `position`, `propensity` and `grade` where known
       items.parquet                              every item once, with `text` where there is one
       schema.json                                the `FeatureSchema`, fitted on train.parquet alone
       data.json                                  `About`: where it came from, what it holds, what was dropped
@@ -40,7 +40,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _FORMAT: Literal[1] = 1
 """Rises when the same source and options come to mean other files."""
-_KNOWN = ("split", "time", "probability", "user.id", "position", "propensity")
+_KNOWN = ("split", "time", "probability", "user.id", "position", "propensity", "grade")
 """Columns that not every source has, and that are kept."""
 BY_TIME = (0.8, 0.9)
 """Where, of all rows in the order of time, validation and test begin."""

@@ -166,6 +166,18 @@ def test_the_real_data_in_the_reduced_protocol(tmp_path):
 
 
 @real
+def test_a_rating_above_three_is_the_label_and_films_have_none(tmp_path):
+    plain, graded = prepare("douban", {}, tmp_path), prepare("douban", {"grades": True}, tmp_path)
+    for split in ("train", "valid", "test"):
+        with_grade, without = graded.split(split), plain.split(split)
+        assert with_grade.drop("grade").equals(without)
+        known = with_grade.filter(pl.col("grade").is_not_null())
+        assert set(known["domain"]) == {"book", "music"}
+        assert ((known["grade"] > 3) == (known["label"] == 1)).all()
+    assert prepare("douban", {"grades": False}, tmp_path).path == plain.path
+
+
+@real
 def test_the_real_data_has_no_rows_for_the_papers_protocol():
     given = pl.read_parquet(Path(os.environ["MDCTR_DATA_DIR"]) / "douban" / "interactions.parquet")
     if given.filter((pl.col("domain") == "movie") & (pl.col("split") == "train")).height:

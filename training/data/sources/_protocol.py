@@ -18,8 +18,9 @@ class Interactions:
     `Field.key`, and `item.id`. It may have `split` ('train', 'valid' or 'test'; without it the rows are
     split 80/10/10 by `time`), `time` (seconds), and `probability` (Float64: the true click probability,
     where it is known), and, of answers that were logged, `position` (Int64, from 0) and `propensity`
-    (Float32: the chance of the arm that answered; null outside an experiment). An item field stands here,
-    too, where its value is the row's rather than the item's.
+    (Float32: the chance of the arm that answered; null outside an experiment), and `grade` (Int64, from 0:
+    the number that the label was cut from, null where it is not known; a second target, never a field). An
+    item field stands here, too, where its value is the row's rather than the item's.
     """
 
     frame: pl.DataFrame

@@ -6,14 +6,15 @@ profile, attribute or text: a model reads the two ids.
 
 Read from `$MDCTR_DATA_DIR/douban/interactions.parquet`, with columns `user_id, item_id, domain, label,
 rating, split` ('train', 'val' or 'test'), after a check against the `SHA256SUMS` beside the folder. The
-rating is where the label comes from, so it is not even read.
+rating is where the label comes from: it is no field, and only read where `grades` asks for a second target.
+The reduced copy has none of films.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import polars as pl
@@ -45,11 +46,13 @@ class Options(BaseModel):
     """Where the data is; by default `$MDCTR_DATA_DIR/douban`. No part of what prepared data is known by."""
     seed: int = 0
     """Chooses movie's validation rows in the reduced protocol."""
+    grades: Annotated[bool, Constraint(exclude_if=lambda grades: not grades)] = False
+    """Keep the rating beside its label; without it nothing of what prepared data is known by changes."""
 
 
 def open(options: Options) -> Douban:  # noqa: A001 - the name every source has
     """The source; nothing is read yet."""
-    return Douban(options.protocol, options.folder, options.seed)
+    return Douban(options.protocol, options.folder, options.seed, grades=options.grades)
 
 
 class Douban(Checked):
@@ -60,8 +63,10 @@ class Douban(Checked):
         Field(name="id", owner="item", kind="vocabulary", dtype="int"),
     )
 
-    def __init__(self, protocol: Literal["reduced", "paper"], folder: Path | None, seed: int) -> None:
-        self._protocol, self._seed = protocol, seed
+    def __init__(
+        self, protocol: Literal["reduced", "paper"], folder: Path | None, seed: int, *, grades: bool = False
+    ) -> None:
+        self._protocol, self._seed, self._grades = protocol, seed, grades
         self._published = Published("douban", [_FILE], folder)
         super().__init__(self._published)
 
@@ -100,10 +105,12 @@ class Douban(Checked):
 
     @cached_property
     def _rows(self) -> pl.DataFrame:
-        return self._published.read(_FILE, _COLUMNS).select(
+        rated = [pl.col("rating").cast(pl.Int64).alias("grade")] if self._grades else []
+        return self._published.read(_FILE, (*_COLUMNS, *(["rating"] if rated else []))).select(
             "domain",
             pl.col("label").cast(pl.Int8),
             pl.col("user_id").cast(pl.Int64).alias("user.id"),
             pl.col("item_id").cast(pl.Int64).alias("item.id"),
             "split",
+            *rated,
         )
