@@ -91,7 +91,7 @@ def compare(
     for name, part in parts.items():
         tables = [figures.table(part)]
         tables += [figures.differences(part)] if "differences_from" in part else []
-        tables += [figures.pairs(part)] if "pairs" in part else []
+        tables += [f"{question}\n\n{figures.pairs(part, question)}" for question in part.get("pairs", ())]
         tables += [figures.newcomers(part)] if "unseen" in part else []
         files.write(out / name / "table.md", "\n".join(tables))
         for drawn in figures.draw(part, out / name):

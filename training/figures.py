@@ -56,12 +56,12 @@ def table(report: Mapping[str, Any]) -> str:
     return _markdown(lines)
 
 
-def pairs(report: Mapping[str, Any]) -> str:
-    """Differences of macro AUC between two rows each, as a Markdown table."""
+def pairs(report: Mapping[str, Any], question: str) -> str:
+    """Differences of macro AUC between two rows each, under one question, as a Markdown table."""
     lines = [["model", "less", "macro AUC", "p"], ["---"] * 4]
     lines += [
         [pair["row"], pair["less"], f"{pair['difference']:+.4f}", f"{pair['p']:.3f}"]
-        for pair in report["pairs"]
+        for pair in report["pairs"][question]
     ]
     return _markdown(lines)
 

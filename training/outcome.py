@@ -133,16 +133,13 @@ class Outcome:
         return out
 
     def _pairs(self, rows: Mapping[str, Any]) -> dict[str, Any]:
-        """Differences of macro AUC over seeds; p is corrected for as many pairs as there are."""
-        there = [pair for pair in self.plan.pairs if {*pair} <= rows.keys()]
-        if not there:
-            return {}
-        macro = {
-            name: [seed["macro"]["auc"] for seed in rows[name]["of_seeds"]] for pair in there for name in pair
-        }
-        p = paired.holm({pair: paired.over_seeds(macro[pair[0]], macro[pair[1]]) for pair in there})
-        return {
-            "pairs": [
+        """Differences of macro AUC over seeds, by question."""
+        macro = {name: [seed["macro"]["auc"] for seed in row["of_seeds"]] for name, row in rows.items()}
+        found = {}
+        for question, asked in self.plan.pairs.items():
+            there = [pair for pair in asked if {*pair} <= rows.keys()]
+            p = paired.holm({pair: paired.over_seeds(macro[pair[0]], macro[pair[1]]) for pair in there})
+            found[question] = [
                 {
                     "row": one,
                     "less": other,
@@ -151,7 +148,8 @@ class Outcome:
                 }
                 for one, other in there
             ]
-        }
+        found = {question: listed for question, listed in found.items() if listed}
+        return {"pairs": found} if found else {}
 
     def _scores(self) -> tuple[paired.Rows, dict[str, list[Floats]]]:
         """The test rows, and every row's logits of them, seed by seed.

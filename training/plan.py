@@ -103,8 +103,9 @@ class Plan(BaseModel):
     subjects: dict[str, Subject] = {}
     against: str | None = None
     """The row that others' differences are reported from."""
-    pairs: tuple[tuple[str, str], ...] = ()
-    """Rows whose differences are reported, the first one's less the second's."""
+    pairs: dict[str, tuple[tuple[str, str], ...]] = {}
+    """Rows whose differences are reported, the first one's less the second's, by what is asked of them. The
+    p-values under one question are corrected for their number."""
     distilled: Distilled | None = None
     curves: dict[str, Curve] = {}
     bars: dict[str, tuple[str, ...]] = {}
@@ -129,7 +130,7 @@ class Plan(BaseModel):
         named = {row.joint_of for row in plan.rows.values()} - {None}
         named |= {row for curve in plan.curves.values() for row in curve.points}
         named |= {row for bar in plan.bars.values() for row in bar} | set(plan.sizes)
-        named |= {row for pair in plan.pairs for row in pair}
+        named |= {row for asked in plan.pairs.values() for pair in asked for row in pair}
         named |= {row for subject in plan.subjects.values() for row in subject.rows or ()}
         named |= {plan.against} - {None} | set(plan.distilled.model_dump().values() if plan.distilled else ())
         chained = [

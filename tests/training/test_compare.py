@@ -116,7 +116,7 @@ def test_a_search_goes_on_from_the_plan_s_settings_for_stages_that_a_row_has(sma
         "recipe": "plate_synthetic",
         "seeds": [0, 1],
         "against": "mix",
-        "pairs": [["plate", "mix"]],
+        "pairs": {"do prompts help": [["plate", "mix"]]},
         "joint": [{"epochs": 1, "lr": 1e-3, "l2": 1e-5, "schedule": "linear"}],
         "tuning": [{"epochs": 0}, {"epochs": 1, "lr": 1e-3, "l2": 1e-5}],
         "search": {"joint": bounds, "tuning": bounds},
@@ -143,11 +143,13 @@ def test_a_search_goes_on_from_the_plan_s_settings_for_stages_that_a_row_has(sma
     aucs_of = {
         name: [seed["macro"]["auc"] for seed in row["of_seeds"]] for name, row in report["rows"].items()
     }
-    (pair,) = report["pairs"]
+    (pair,) = report["pairs"]["do prompts help"]
     assert pair["difference"] == pytest.approx((sum(aucs_of["plate"]) - sum(aucs_of["mix"])) / 2)
     assert pair["p"] == pytest.approx(float(ttest_rel(aucs_of["plate"], aucs_of["mix"]).pvalue))
     assert report["differences_from"]["mix"]["plate"]["p_over_seeds"] == pair["p"]
-    assert f"| plate | mix | {pair['difference']:+.4f} | {pair['p']:.3f} |" in figures.pairs(report)
+    assert f"| plate | mix | {pair['difference']:+.4f} | {pair['p']:.3f} |" in figures.pairs(
+        report, "do prompts help"
+    )
 
     table = pl.read_parquet(small / "out" / "results.parquet")
     assert table.height == 2 * 2 * 3  # models, seeds, domains and macro
