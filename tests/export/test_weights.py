@@ -14,7 +14,7 @@ from tests.export.test_bundle import build
 from training.model import logits
 
 
-@pytest.mark.parametrize("paradigm", ["plate", "mix", "finetune", "single"])
+@pytest.mark.parametrize("paradigm", ["plate", "mix", "finetune", "single", "aitm", "mlora"])
 def test_the_servable_rebuilt_from_a_bundle_scores_as_the_general_pack_bit_by_bit(
     paradigm: str, tiny: Trained, tmp_path: Path
 ) -> None:

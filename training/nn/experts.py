@@ -28,28 +28,31 @@ class Experts(nn.Module):
         Returns:
             (B, E, H + 1): hidden units and, last, the direct logit.
         """
+        return torch.stack([self.one(at, request, item) for at in range(len(self.each))], 1)
+
+    def one(self, at: int, request: Tensor, item: Tensor) -> Tensor:
+        """What one of them makes of a row's fields: (B, H + 1), of what `forward` takes."""
+        expert = self.each[at]
         if self.training:
-            self.each.train(len(item) > 1)  # a BatchNorm has no statistics of one row
-        found = [expert(request, item) for expert in self.each]
-        return torch.stack([torch.cat([hidden, logit[:, None]], 1) for hidden, logit in found], 1)
+            expert.train(len(item) > 1)  # a BatchNorm has no statistics of one row
+        hidden, logit = expert(request, item)
+        return torch.cat([hidden, logit[:, None]], 1)
 
 
-class Mixture(nn.Module):
-    """A gate over E experts, and a tower over their mean under it (MMoE, section 4.2; PLE, section 4.1).
+class Gate(ScopedLinear):
+    """A softmax over E experts of the fields; as a layer, what that softmax is of.
 
-    The experts' direct logits are averaged by the same gate. Its weights start small, so that all experts
-    count alike at first, and nothing normalises what the softmax is of.
+    Its weights start small, so that all experts count alike at first, and nothing normalises what the softmax
+    is of.
     """
 
-    def __init__(self, request: int, item: int, experts: int, hidden: int, tower: Sequence[int]) -> None:
-        super().__init__()
-        self.gate = ScopedLinear(request, item, experts)
-        for parameter in self.gate.parameters():
+    def __init__(self, request: int, item: int, experts: int) -> None:
+        super().__init__(request, item, experts)
+        for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.01)
-        self.tower = mlp(hidden, tower, 1)
 
-    def forward(self, request: Tensor, item: Tensor, found: Tensor) -> Tensor:
-        """Logits.
+    def mean(self, request: Tensor, item: Tensor, found: Tensor) -> Tensor:
+        """Of what experts found, direct logits included, under the gate.
 
         Args:
             request: (R, F_q * K), what the gate sees of the request; R = 1 or B.
@@ -57,9 +60,33 @@ class Mixture(nn.Module):
             found: (B, E, H + 1), as `Experts` give it.
 
         Returns:
-            (B,).
+            (B, H + 1).
         """
-        weights = torch.softmax(self.gate(request, item), 1)
-        mean = (weights[:, :, None] * found).sum(1)
-        logit: Tensor = self.tower(mean[:, :-1])[:, 0] + mean[:, -1]
+        weights = torch.softmax(self(request, item), 1)
+        return (weights[:, :, None] * found).sum(1)
+
+
+class Tower(nn.Sequential):
+    """Layers over hidden units, to whose logit the direct one is added."""
+
+    def __init__(self, hidden: int, layers: Sequence[int]) -> None:
+        super().__init__(*mlp(hidden, layers, 1))
+
+    def forward(self, found: Tensor) -> Tensor:
+        """(B, H + 1) to logits (B,)."""
+        logit: Tensor = super().forward(found[:, :-1])[:, 0]  # type: ignore[no-untyped-call]
+        return logit + found[:, -1]
+
+
+class Mixture(nn.Module):
+    """A gate over E experts, and a tower over their mean under it (MMoE, section 4.2; PLE, section 4.1)."""
+
+    def __init__(self, request: int, item: int, experts: int, hidden: int, tower: Sequence[int]) -> None:
+        super().__init__()
+        self.gate = Gate(request, item, experts)
+        self.tower = Tower(hidden, tower)
+
+    def forward(self, request: Tensor, item: Tensor, found: Tensor) -> Tensor:
+        """What `Gate.mean` takes to logits (B,)."""
+        logit: Tensor = self.tower(self.gate.mean(request, item, found))
         return logit

@@ -1,9 +1,9 @@
 """`Modulated`: paradigms in which a domain owns a small matrix for each layer, generated from its embedding.
 
-Beside the plain ranker, with any backbone, stands an MLP over the fields whose hidden layers are given a
-matrix S_d (K, K) and a bias b_d (M,) by the domain; how a layer uses S_d is what the models differ in. Here
-K is the rank, N and M are a layer's inputs and outputs. In training S_d and b_d are generated; what is
-shipped is what was generated, and tuning a domain tunes that.
+A layer is given a matrix S_d (K, K) and a bias b_d (M,) by the domain; how it uses S_d is what the models
+differ in. In training S_d and b_d are generated; what is shipped is what was generated, and tuning a domain
+tunes that. In `Beside` they are the hidden layers of an MLP over the fields, beside the plain ranker with any
+backbone: K is the rank, N and M are a layer's inputs and outputs. M2M has a network of its own.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ class Condition(nn.Module):
 
 
 class Modulated(Joint):
-    """The plain ranker, the modulated network beside it, and the domains' condition."""
+    """A network whose layers are given what the domains' condition generates."""
 
-    def __init__(self, body: Beside, condition: Condition) -> None:
+    def __init__(self, body: Body[Sequence[Modulation]], condition: Condition) -> None:
         super().__init__()
         self.body, self.condition = body, condition
         self.owned = frozenset(self.pack(None))

@@ -13,12 +13,15 @@ from training.loop import Loop
 from training.recipe import Tuning
 from training.tuning import tune, tuned_alone
 
-ROUTED = ["shared_bottom", "mmoe", "ple", "sarnet", "star"]
-MODULATED = ["apg", "mi_dpg"]
+ALIKE = ["shared_bottom", "omoe", "mmoe", "ple", "sarnet", "star"]
+NEARLY = ["epnet"]
+APART = ["aitm", "m3oe"]
+ROUTED = ALIKE + NEARLY + APART
+MODULATED = ["apg", "mi_dpg", "m2m"]
 
 
 @pytest.mark.parametrize(
-    ("name", "off"), [*((name, 1e-6) for name in ROUTED), *((name, 0.02) for name in MODULATED)]
+    ("name", "off"), [*((name, 1e-6) for name in ALIKE), *((name, 0.02) for name in NEARLY + MODULATED)]
 )
 def test_all_domains_start_as_the_general_one(name: str, off: float, data_root: Path) -> None:
     """To the rounding, where nothing is generated: matrices differ as the embeddings do, but hardly."""
@@ -90,7 +93,7 @@ def test_order_of_rows_is_kept_and_a_domain_may_have_a_single_row_in_training(
         torch.testing.assert_close(paradigm(rows[order]), paradigm(rows)[order], rtol=1e-4, atol=1e-5)
     paradigm.train()
     assert paradigm(rows[:65]).isfinite().all()  # 64 of the first domain, one of the second
-    assert all(module.training for module in paradigm.modules()) or name in {"ple", "sarnet"}
+    assert all(module.training for module in paradigm.modules()) or name in {"ple", "sarnet", "aitm"}
 
 
 @pytest.mark.parametrize("name", ROUTED + MODULATED)
