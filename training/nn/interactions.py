@@ -56,9 +56,9 @@ class Dropout(nn.Module):
 class ScopedLinear(nn.Module):
     """A linear layer over [request ; item], the request's half computed on its own rows."""
 
-    def __init__(self, request: int, item: int, out: int) -> None:
+    def __init__(self, request: int, item: int, out: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.request = nn.Linear(request, out)
+        self.request = nn.Linear(request, out, bias=bias)
         self.item = nn.Linear(item, out, bias=False)
         # As one layer over both: the fan-in that decides the scale is the sum of the two.
         bound = (request + item) ** -0.5
@@ -77,15 +77,21 @@ class ScopedMLP(nn.Module):
     def __init__(self, request: int, item: int, hidden: Sequence[int], norm: Norm, dropout: float) -> None:
         super().__init__()
         self.first = ScopedLinear(request, item, hidden[0])
-        layers: list[nn.Module] = _after_linear(hidden[0], norm, dropout)
-        for width, out in pairwise(hidden):
-            layers += [nn.Linear(width, out), *_after_linear(out, norm, dropout)]
-        self.rest = nn.Sequential(*layers)
+        rest = hidden_layers(hidden[0], hidden[1:], norm, dropout)
+        self.rest = nn.Sequential(*_after_linear(hidden[0], norm, dropout), *rest)
 
     def forward(self, request: Tensor, item: Tensor) -> Tensor:
         """(R, request) and (B, item) to (B, hidden[-1])."""
         out: Tensor = self.rest(self.first(request, item))
         return out
+
+
+def hidden_layers(width: int, hidden: Sequence[int], norm: Norm, dropout: float) -> nn.Sequential:
+    """As those of `ScopedMLP`, over (n, width), to (n, hidden[-1])."""
+    layers: list[nn.Module] = []
+    for width_in, out in pairwise([width, *hidden]):
+        layers += [nn.Linear(width_in, out), *_after_linear(out, norm, dropout)]
+    return nn.Sequential(*layers)
 
 
 def _after_linear(width: int, norm: Norm, dropout: float) -> list[nn.Module]:
@@ -104,6 +110,12 @@ def mlp(width: int, hidden: Sequence[int], out: int) -> nn.Sequential:
         layers += [nn.Linear(width, size), nn.ReLU()]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, out))
+
+
+def no_logit(hidden: Tensor) -> Tensor:
+    """Zeros (B,) beside hidden units (B, H), for a backbone that has no direct logit."""
+    # A graph has no constant of B numbers: its length would be one more thing to compute.
+    return hidden[:, 0] * 0 if torch.compiler.is_exporting() else hidden.new_zeros(len(hidden))
 
 
 def flat(fields: Tensor) -> Tensor:

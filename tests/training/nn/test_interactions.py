@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from training.nn.interactions import Dropout, ScopedLinear, ScopedMLP, fm
+from training.nn.interactions import Dropout, ScopedLinear, ScopedMLP, fm, hidden_layers, no_logit
 
 
 @pytest.fixture
@@ -38,6 +38,29 @@ def test_scoped_linear_is_one_linear_over_both() -> None:
         whole.weight.copy_(torch.cat([layer.request.weight, layer.item.weight], 1))
         whole.bias.copy_(layer.request.bias)
     torch.testing.assert_close(layer(request, item), whole(torch.cat([request.expand(6, -1), item], 1)))
+
+
+def test_scoped_linear_without_bias_is_0_at_0() -> None:
+    assert not ScopedLinear(3, 2, 4, bias=False)(torch.zeros(1, 3), torch.zeros(6, 2)).any()
+
+
+def test_hidden_layers_are_those_of_the_scoped_mlp() -> None:
+    scoped, plain = (
+        ScopedMLP(3, 2, (4, 3), "batch", 0.5).eval(),
+        hidden_layers(5, (4, 3), "batch", 0.5).eval(),
+    )
+    weight, bias, *rest = plain.parameters()
+    with torch.no_grad():
+        weight.copy_(torch.cat([scoped.first.request.weight, scoped.first.item.weight], 1))
+        bias.copy_(scoped.first.request.bias)
+        for parameter, same in zip(rest, scoped.rest.parameters(), strict=True):
+            parameter.copy_(same)
+    request, item = torch.randn(6, 3), torch.randn(6, 2)
+    torch.testing.assert_close(scoped(request, item), plain(torch.cat([request, item], 1)))
+
+
+def test_no_logit_is_a_zero_a_row() -> None:
+    assert no_logit(torch.randn(5, 3)).tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
