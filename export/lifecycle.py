@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,8 +23,10 @@ from service.contract.errors import BundleError, PackError, UnknownVersion
 from service.contract.manifest import Manifest
 from service.contract.pack import version as version_of
 from service.engines._protocol import Engine
+from service.experiments.canary import HOLD
+from service.experiments.named import named
 from service.lifecycle import SPARED
-from service.records import Change, Contents, DomainHistory, PackDifference, Put
+from service.records import Change, Contents, DomainHistory, PackDifference, Put, Removed
 from service.stores._open import open_store
 from service.stores._protocol import PackStore
 
@@ -145,6 +147,9 @@ def promote(
     experiments: Annotated[
         str, typer.Option(envvar="MDCTR_EXPERIMENTS", help="With --canary: where the document is.")
     ] = "",
+    hold: Annotated[
+        float, typer.Option(min=1e-6, help="With --canary: hours that each of its steps lasts at least.")
+    ] = HOLD / timedelta(hours=1),
     dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
@@ -155,7 +160,13 @@ def promote(
             bundle_id(bundle),
             store,
             lambda at: trial.begin(
-                at, wanted, bundle=bundle_id(bundle), where=experiments, by=by, dry_run=dry_run
+                at,
+                wanted,
+                bundle=bundle_id(bundle),
+                where=experiments,
+                by=by,
+                hold=timedelta(hours=hold),
+                dry_run=dry_run,
             ),
         )
         cli.result(json.dumps(found) if as_json else f"{found['name']} begins: {_tried(found)}")
@@ -245,17 +256,26 @@ def gc(
     unpromoted: Annotated[
         bool, typer.Option("--unpromoted", help="Take versions that the history does not name, too.")
     ] = False,
+    experiments: Annotated[
+        str, typer.Option(envvar="MDCTR_EXPERIMENTS", help="A document, whose versions stay.")
+    ] = "",
     dry_run: _DryRun = False,
     as_json: _Json = False,
 ) -> None:
     """Remove packs that nothing needs. What is live always stays."""
-    taken = ask(
-        bundle_id(bundle),
-        store,
-        lambda at: lifecycle.gc(
-            at, keep=keep, unpromoted=unpromoted, domains=domains or None, dry_run=dry_run
-        ),
-    )
+
+    async def collect(at: PackStore) -> list[Removed]:
+        needed = await named(experiments)
+        return await lifecycle.gc(
+            at,
+            keep=keep,
+            unpromoted=unpromoted,
+            domains=domains or None,
+            needed=needed,
+            dry_run=dry_run,
+        )
+
+    taken = ask(bundle_id(bundle), store, collect)
     if not _printed(taken, as_json):
         rows = ((pack.domain, pack.version, f"{pack.bytes:,}") for pack in taken)
         print_table(("domain", "would remove" if dry_run else "removed", "bytes"), rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from service import lifecycle
@@ -17,7 +17,14 @@ from service.stores._protocol import PackStore
 
 
 async def begin(
-    store: PackStore, versions: Mapping[str, str], *, bundle: str, where: str, by: str, dry_run: bool = False
+    store: PackStore,
+    versions: Mapping[str, str],
+    *,
+    bundle: str,
+    where: str,
+    by: str,
+    hold: timedelta = HOLD,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Begin a trial, and return its experiment.
 
@@ -27,6 +34,7 @@ async def begin(
         bundle: the id of the bundle that the packs are of.
         where: the document of experiments, as `open_place` takes it.
         by: who, for its history.
+        hold: how long each step lasts at least.
         dry_run: change nothing.
 
     Raises:
@@ -44,7 +52,7 @@ async def begin(
         bundle=bundle,
         against={domain: live.get(domain) for domain in whole},
         shares=SHARES,
-        hold_seconds=HOLD.total_seconds(),
+        hold_seconds=hold.total_seconds(),
         margin=MARGIN,
         until=now + LASTS,
     )

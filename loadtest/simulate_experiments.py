@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 
-from loadtest import simulate_canary
+from loadtest import simulate_canary, simulate_http
 from loadtest.simulate_canary import Worlds
+from loadtest.simulate_http import Size as Http
 from loadtest.users import Ints, Users
 from service.contract import files
 from service.experiments import statistics as of
 from service.experiments.report import MISMATCH
 from service.experiments.statistics import Estimate
+
+PARTS = IN_PROCESS, OVER_HTTP = "reports", "http"
+"""Reports and trials of simulated numbers; trials of simulated users who ask a service."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,33 @@ class Size:
     """In which packs are tried."""
 
 
-def simulate(size: Size, folder: Path, console: Console) -> dict[str, Any]:
-    """All kinds of experiments; the report, which is also written to `folder`/report.json."""
-    began, users = time.monotonic(), Users()
+def simulate(
+    size: Size, folder: Path, console: Console, parts: Collection[str] = PARTS, http: Http | None = None
+) -> dict[str, Any]:
+    """Simulate, and update `folder`/report.json; the whole report.
+
+    Args:
+        size: how much.
+        folder: of the report; parts that are not asked for stay as they are there.
+        console: where progress is shown.
+        parts: which of `PARTS`.
+        http: how much of the worlds over HTTP.
+    """
+    place, users = folder / "report.json", Users()
+    report: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {}
+    if IN_PROCESS in parts:
+        over_http = report.get("canary", {}).get(OVER_HTTP)
+        report = _in_process(size, users, console)
+        report["canary"] |= {} if over_http is None else {OVER_HTTP: over_http}
+    if OVER_HTTP in parts:
+        worlds = simulate_http.simulate(http or Http(), folder / "worlds", console)
+        report["canary"] = {**report.get("canary", {}), OVER_HTTP: worlds}
+    files.write(place, json.dumps(report, indent=1))
+    return report
+
+
+def _in_process(size: Size, users: Users, console: Console) -> dict[str, Any]:
+    began = time.monotonic()
     world = _World.of(users, size, console)
     report: dict[str, Any] = {
         "users": asdict(users) | {"click_rate_mean": world.rate, "deviation_by_unit": world.deviation},
@@ -62,8 +90,23 @@ def simulate(size: Size, folder: Path, console: Console) -> dict[str, Any]:
     flagged = report["aa"].pop("sample_ratio_flagged")
     report["srm"] |= {"flagged_aa_runs": flagged, "flagged_aa": flagged / size.runs}
     report["seconds"] = time.monotonic() - began
-    files.write(folder / "report.json", json.dumps(report, indent=1))
     return report
+
+
+def shown(report: Mapping[str, Any], parts: Collection[str]) -> str:
+    """Tables of some parts."""
+    tables = []
+    if IN_PROCESS in parts:
+        tables.append(markdown(report))
+    if OVER_HTTP in parts:
+        tables.append(simulate_http.markdown(report["canary"][OVER_HTTP]))
+    return "\n".join(tables)
+
+
+def failed(report: Mapping[str, Any], parts: Collection[str]) -> bool:
+    """Whether a world over HTTP ended as it should not."""
+    worlds = report["canary"].get(OVER_HTTP)
+    return OVER_HTTP in parts and worlds["right"] < worlds["worlds"]
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ from pyarrow import parquet
 
 from service.contract.exposure import batches
 
-_ROW_GROUP = 16_000_000
-"""Bytes."""
+_ROW_GROUP = 2_000_000
+"""Bytes. A larger one has memory touched for the first time, which takes longer than writing it."""
 
 log = structlog.get_logger()
 
@@ -155,7 +155,7 @@ def _rewritten(path: Path, made: Path) -> bool:
                 writer = parquet.ParquetWriter(
                     made, table.schema, compression="none", use_dictionary=False, write_statistics=False
                 )
-            writer.write_table(table)
+            writer.write_table(table, max(1, len(table) * _ROW_GROUP // table.nbytes))
     finally:
         if writer is not None:
             writer.close()

@@ -1,18 +1,16 @@
 """`ExposureLog`: what was answered to whom, and what became of it, on its way to disk.
 
-Whoever answers a request adds a row and goes on: that is an append to a queue. A thread of its own turns what
-is there into Arrow once a second and writes it, so a crash loses a second at most. A queue that is full drops
-rows, and counts them.
+Whoever answers a request adds a row and goes on: that is an append to a queue, of arrays that the answer is
+made of. A thread of its own turns what is there into Arrow once a second, a column at a time, and writes it,
+so a crash loses a second at most. A queue that is full drops rows, and counts them.
 """
 
 from __future__ import annotations
 
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,7 +52,8 @@ class Exposure(NamedTuple):
     request: Question | bytes | None
     shadow_pack: str | None
     ids: Sequence[Any] | npt.NDArray[np.integer[Any]]
-    """(B,) ints or strings, of one kind in all rows."""
+    """(B,) ints or strings, of one kind in all rows. Ints are best an array, which nobody changes: a list of
+    them would keep an object for each until it is written."""
     scores: npt.NDArray[np.float64]
     """(B,)"""
     shadow_scores: npt.NDArray[np.float64] | None = None
@@ -115,7 +114,7 @@ class ExposureLog:
             self._metrics.exposures_dropped.labels("full").inc()
             return
         self._added += size
-        self._rows.append(row._replace(ids=_packed(row.ids)) if isinstance(row, Exposure) else row)
+        self._rows.append(row)
 
     def tell(self, events: Iterable[tuple[str, str, float, Literal["click", "shown"]]]) -> None:
         """Take events, or drop them: request, item, time and kind of each."""
@@ -137,8 +136,8 @@ class ExposureLog:
 
     def _flush(self) -> None:
         rows = [self._rows.popleft() for _ in range(len(self._rows))]
-        self._taken += sum(len(row.ids) + 1 if isinstance(row, Exposure) else 1 for row in rows)
         exposures = [row for row in rows if isinstance(row, Exposure)]
+        self._taken += len(rows) + sum(len(row.ids) for row in exposures)
         happened = [row for row in rows if isinstance(row, Happened)]
         for some, batch in ((exposures, _exposures), (happened, _events)):
             if some:
@@ -198,51 +197,38 @@ def _compacted(path: Path) -> None:
 
 
 def _exposures(rows: list[Exposure]) -> pa.RecordBatch:
+    given = dict(zip(Exposure._fields, zip(*rows, strict=True), strict=True))
     # What was asked is written out here and not where it is answered.
-    rows = [
-        row if not isinstance(row.request, Question) else row._replace(request=to_bytes(row.request))
-        for row in rows
-    ]
-    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in _PLAIN]
+    given["request"] = tuple(
+        to_bytes(each) if isinstance(each, Question) else each for each in given["request"]
+    )
+    columns = {field.name: _column(given[field.name], field.type) for field in _PLAIN}
     offsets = np.zeros(len(rows) + 1, np.int32)
-    np.cumsum([len(row.ids) for row in rows], out=offsets[1:])
-    scores = np.concatenate([row.scores for row in rows]).astype(np.float32)
-    lists = [pa.ListArray.from_arrays(offsets, values) for values in (_ids(rows), scores)]
-    lists.append(pa.array([row.shadow_scores for row in rows], pa.list_(pa.float32())))
-    names = [*(field.name for field in _PLAIN), "ids", "scores", "shadow_scores"]
-    return pa.RecordBatch.from_arrays([*columns, *lists], names)
+    np.cumsum([*map(len, given["ids"])], out=offsets[1:])
+    scores = np.concatenate(given["scores"], dtype=np.float32, casting="same_kind")
+    columns["ids"] = pa.ListArray.from_arrays(offsets, _ids(given["ids"]))
+    columns["scores"] = pa.ListArray.from_arrays(offsets, scores)
+    columns["shadow_scores"] = pa.array(given["shadow_scores"], pa.list_(pa.float32()))
+    return pa.RecordBatch.from_pydict(columns)
 
 
-def _ids(rows: list[Exposure]) -> pa.Array:
+def _column(values: tuple[Any, ...], kind: pa.DataType) -> pa.Array:
+    """One value a row. Most columns have the same in all of them, which takes no look at each."""
+    if values.count(values[0]) == len(values):
+        return pa.repeat(pa.scalar(values[0], kind), len(values))
+    return pa.array(values, kind)
+
+
+def _ids(rows: tuple[Sequence[Any] | npt.NDArray[np.integer[Any]], ...]) -> pa.Array:
     """All rows' ids, one after the other: int32 where they fit, else int64; or strings."""
-    first = next((row.ids[0] for row in rows if len(row.ids)), "")
+    first = next((ids[0] for ids in rows if len(ids)), "")
     if isinstance(first, str):
-        return pa.array([*chain.from_iterable(row.ids for row in rows)], pa.string())
-    parts = [np.asarray(row.ids) for row in rows if len(row.ids)]
-    numbers = np.concatenate(parts)
+        return pa.array([*chain.from_iterable(rows)], pa.string())
+    numbers = np.concatenate([np.asarray(ids) for ids in rows if len(ids)])
     low, high = _INT32
     if numbers.dtype != np.int32 and low <= numbers.min() and numbers.max() <= high:
         numbers = numbers.astype(np.int32)
     return pa.array(numbers)
-
-
-def _packed(
-    ids: Sequence[Any] | npt.NDArray[np.integer[Any]],
-) -> Sequence[Any] | npt.NDArray[np.integer[Any]]:
-    """Integers in a block of their own: a list of them would keep an object for each until it is written."""
-    if not isinstance(ids, list) or not ids or type(ids[0]) is not int:
-        return ids
-    # `array.fromlist` takes a third of the time that numpy takes for the same.
-    numbers = array("i")
-    try:
-        numbers.fromlist(ids)
-    except OverflowError:
-        numbers = array("q")
-        with suppress(OverflowError):  # not even then; whoever writes it will find out
-            numbers.fromlist(ids)
-            return numbers
-        return ids
-    return numbers
 
 
 def _events(rows: list[Happened]) -> pa.RecordBatch:

@@ -36,6 +36,8 @@ class Encoded:
     """By field, how many values the model has never seen; under `item.id`, ids without a row."""
     items: Version | None
     """The item table that it was encoded with; None for the bundle's own."""
+    numbers: npt.NDArray[np.int64] | None
+    """(B,) the ids as they were looked up; None where they are texts, or one does not fit int64."""
 
 
 class RequestEncoder:
@@ -97,7 +99,8 @@ class RequestEncoder:
         self._write_row(request, "user", user, places, unknown)
         self._write_row(request, "context", context, places, unknown)
         known = self.items  # one and the same from here on
-        rows = known.table.rows(ids)
+        numbers = self._numbers(ids)
+        rows = known.table.rows(ids if numbers is None else numbers)
         arrays = {"request.ids": request.ids, "request.numbers": request.numbers}
         if not items and self._has_halves and (rows.all() or not self._id_is_read):
             if not rows.all():
@@ -111,7 +114,7 @@ class RequestEncoder:
         if places:
             raise InvalidRequest(places)
         fed = {name: array for name, array in arrays.items() if name in self._fed}
-        return Encoded(fed, unknown, known.version)
+        return Encoded(fed, unknown, known.version, numbers)
 
     def readable(self, profile: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """What of a user's profile the model reads.
@@ -153,6 +156,17 @@ class RequestEncoder:
             for at, value in enumerate(ids)
             if type(value) is not want
         )
+
+    def _numbers(self, ids: Ids) -> npt.NDArray[np.int64] | None:
+        """(B,) checked ids as an array, where they can be one."""
+        if isinstance(ids, np.ndarray):
+            return ids.astype(np.int64, copy=False)
+        if self._dtype == "str":
+            return None
+        try:
+            return np.asarray(ids, np.int64)
+        except OverflowError:
+            return None
 
     def _write_row(
         self,

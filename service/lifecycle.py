@@ -270,6 +270,7 @@ async def gc(
     keep: int = SPARED,
     unpromoted: bool = False,
     domains: Collection[Domain] | None = None,
+    needed: Collection[tuple[Domain, Version]] = (),
     dry_run: bool = False,
 ) -> list[Removed]:
     """Remove packs that nothing needs, and return them.
@@ -282,6 +283,7 @@ async def gc(
         keep: versions of each history that stay; 0 leaves nothing to roll back to.
         unpromoted: take versions that the history does not name: never promoted, or too long ago.
         domains: only these.
+        needed: versions that stay in any case, such as those that experiments name.
         dry_run: remove nothing.
     """
     kept = [pack for pack in await store.kept() if is_domain(pack.domain)]
@@ -290,6 +292,7 @@ async def gc(
     for domain in sorted({pack.domain for pack in kept if domains is None or pack.domain in domains}):
         named = [step.version for step in reversed(await store.history(domain)) if step.version]
         spared = {live.get(domain), *[*dict.fromkeys(named)][:keep]}
+        spared |= {version for of, version in needed if of == domain}
         candidates += [
             pack
             for pack in kept

@@ -35,6 +35,8 @@ class Ranking:
     """By field, how many values the model has never seen."""
     features_seconds: float
     engine_seconds: float
+    numbers: npt.NDArray[np.int64] | None
+    """`ids` as an array, where they can be one."""
 
 
 class Scorer:
@@ -135,11 +137,13 @@ def _ranking(
         # The pack scored its golden rows, so it is the request: numbers far from all that was trained on.
         raise InvalidRequest([Place("", "the numbers are so large that the model gives no finite score")])
     ids, top_k = asked
+    numbers = encoded.numbers
     probabilities = sigmoid(pack.scale * logit.astype(np.float64) + pack.shift)
     if top_k is not None:
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         probabilities = probabilities[best]
         ids = ids[best] if isinstance(ids, np.ndarray) else [ids[at] for at in best.tolist()]
+        numbers = None if numbers is None else numbers[best]
     started, encoded_at, scored = moments
     return Ranking(
         pack.version,
@@ -150,4 +154,5 @@ def _ranking(
         encoded.unknown,
         encoded_at - started,
         scored - encoded_at,
+        numbers,
     )

@@ -11,6 +11,7 @@ from service import inspection, lifecycle, problems
 from service.api import bodies
 from service.api.admin_schemas import Collect, Promote, Retire, Rollback
 from service.contract.errors import Conflict, InvalidRequest, PackError, StoreError, UnknownVersion
+from service.experiments.named import named
 from service.records import Change, Contents, DomainHistory, DomainOverview, PackDifference, Put, Removed
 from service.runtime import Runtime
 from service.security import guarded, may_administer
@@ -155,12 +156,12 @@ async def diff(domain: _Domain, request: Request, a: _Start = None, b: _Start = 
     )
 
 
-@router.post("/gc", responses=problems.documented(*_FAULTS), openapi_extra=_asks(Collect))
+@router.post("/gc", responses=problems.documented(*_FAULTS, Conflict), openapi_extra=_asks(Collect))
 async def gc(request: Request) -> list[Removed]:
     """Remove packs that nothing needs, and answer which.
 
-    What is live stays, and so do the last versions of each history, and versions that no history names unless
-    they are asked for.
+    What is live stays, and so do the last versions of each history, those that experiments name, and versions
+    that no history names unless they are asked for.
     """
     runtime = _runtime(request)
     asked = await bodies.parse(request, runtime.settings.max_body_bytes, Collect)
@@ -169,6 +170,7 @@ async def gc(request: Request) -> list[Removed]:
         keep=asked.keep,
         unpromoted=asked.unpromoted,
         domains=asked.domains,
+        needed=await named(runtime.settings.experiments),
         dry_run=asked.dry_run,
     )
     if not asked.dry_run:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from service.experiments.arms import Membership
 from service.experiments.shadows import Shadowed
+from service.features import Ids
 from service.question import Question
 from service.runtime import Runtime
 from service.scoring import Ranking
@@ -83,6 +84,9 @@ class Receipts:
             question = Question(
                 asked.user, asked.context, None if asked.top_k is None else asked.ids, asked.items
             )
+        ids: Ids = []
+        if ranking is not None:
+            ids = ranking.ids if ranking.numbers is None else ranking.numbers
         user = asked.user.get("id")
         known = asked.unit or (str(user) if type(user) in {int, str} else name)
         borrowed = ranking is not None and ranking.pack_domain != asked.domain
@@ -102,7 +106,7 @@ class Receipts:
             items=None if ranking is None else ranking.items,
             request=question,
             shadow_pack=None,
-            ids=[] if ranking is None else ranking.ids,
+            ids=ids,
             scores=np.zeros(0) if ranking is None else ranking.probabilities,
         )
 

@@ -35,7 +35,7 @@ is what that was made of, and is not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +70,8 @@ EXPOSURE = pa.schema(
 CLICK = pa.schema([("request_id", pa.string()), ("item", pa.string()), ("time", pa.float64())])
 EVENT = CLICK.append(pa.field("kind", pa.string()))
 _SHOWN = "shown"
+_BULK = ("request", "shadow_scores")
+"""Columns that nobody needs who only counts, and that are large."""
 _MAY_LACK = {*EXPOSURE.names[EXPOSURE.get_field_index("scores") + 1 :], "kind"}
 
 
@@ -88,11 +90,52 @@ class Log(NamedTuple):
     """As clicks: items that a caller says were seen."""
 
 
-def read(folder: Path) -> Log:
+class Kept:
+    """Of Parquet files, which never change, what a reader needs who reads a log again and again."""
+
+    def __init__(self, experiments: Collection[str]) -> None:
+        """Nothing yet.
+
+        Args:
+            experiments: whose exposures are needed; others are left out, and what was asked of all.
+        """
+        self.experiments = frozenset(experiments)
+        self._files: dict[Path, tuple[tuple[int, int], list[pa.RecordBatch]]] = {}
+
+    def batches(self, path: Path) -> list[pa.RecordBatch]:
+        """A file's batches, from memory if it was read before."""
+        about = path.stat()
+        mark = about.st_mtime_ns, about.st_size
+        if path not in self._files or self._files[path][0] != mark:
+            self._files[path] = mark, [self._thin(batch, path) for batch in batches(path)]
+        return self._files[path][1]
+
+    def forget(self, paths: Collection[Path]) -> None:
+        """Let go of all files but these."""
+        for path in self._files.keys() - {*paths}:
+            del self._files[path]
+
+    def _thin(self, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:
+        kind = _kind(batch)
+        whole = _as(kind, batch, path)
+        if kind is EVENT:
+            return whole
+        thin = whole.filter(pc.is_in(whole["experiment"], pa.array([*self.experiments], pa.string())))
+        for name in _BULK:
+            empty = pa.nulls(len(thin), kind.field(name).type)
+            thin = thin.set_column(kind.get_field_index(name), kind.field(name), empty)
+        return thin
+
+
+def read(folder: Path, kept: Kept | None = None) -> Log:
     """All exposures and clicks of a folder.
 
     A file that is still written, or whose writer was killed, is read as far as it is whole: a stream by its
     batches, a Parquet file not at all.
+
+    Args:
+        folder: the log.
+        kept: from reading it before; the same is then given, but for exposures that it does not need.
 
     Raises:
         LogError: there is no such folder, or a file has other columns.
@@ -106,11 +149,15 @@ def read(folder: Path) -> Log:
     compacted = {path.with_suffix("") for path in tables}
     for path in [*tables, *(path for path in streams if path.with_suffix("") not in compacted)]:
         try:
-            for batch in batches(path if path.exists() else path.with_suffix(".parquet")):
-                kind = EXPOSURE if "ids" in batch.schema.names else EVENT
+            there = path if path.exists() else path.with_suffix(".parquet")
+            again = kept is not None and there.suffix == ".parquet"
+            for batch in kept.batches(there) if kept is not None and again else batches(there):
+                kind = _kind(batch)
                 found[kind].append(_as(kind, batch, path))
         except (pa.ArrowInvalid, OSError):
             cut.append(str(path.relative_to(folder)))
+    if kept is not None:
+        kept.forget([*tables, *(path.with_suffix(".parquet") for path in streams)])
     exposures, events = (pa.Table.from_batches(parts, kind) for kind, parts in found.items())
     seen = pc.fill_null(pc.equal(events["kind"], _SHOWN), False)
     clicks, shown = (events.filter(which).select(CLICK.names) for which in (pc.invert(seen), seen))
@@ -123,10 +170,15 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
         with parquet.ParquetFile(path) as file:
             yield from file.iter_batches()
         return
+    # Not mapped, though that is faster: a disk that cannot be read would end the process, and not the call.
     with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
         for batch in stream:
             batch.validate(full=True)
             yield batch
+
+
+def _kind(batch: pa.RecordBatch) -> pa.Schema:
+    return EXPOSURE if "ids" in batch.schema.names else EVENT
 
 
 def _as(kind: pa.Schema, batch: pa.RecordBatch, path: Path) -> pa.RecordBatch:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from service.experiments.document import CANARY, FORMAT, Experiment, Trial
+from service.experiments.document import CANARY, FORMAT, Experiment, ExperimentsError, Trial
 
 OLD, NEW = "old", "new"
 """The arms."""
@@ -48,10 +48,16 @@ def declared(
 
 
 def begun(document: Mapping[str, Any] | None, experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """A document with packs on trial besides. What comes out must be read: there is one trial at a time."""
+    """A document with packs on trial besides.
+
+    Raises:
+        ExperimentsError: others are on trial. Two trials would share users, and neither could be judged.
+    """
     found = {"version": FORMAT, "layers": {}, **(document or {})}
-    trials = [*found["layers"].get(CANARY, {}).get("experiments", ()), experiment]
-    return {**found, "layers": {**found["layers"], CANARY: {"experiments": trials}}}
+    for trial in found["layers"].get(CANARY, {}).get("experiments", ()):
+        domains = ", ".join(trial["domains"])
+        raise ExperimentsError(f"{trial['name']} is under way in {domains}; there is one trial at a time")
+    return {**found, "layers": {**found["layers"], CANARY: {"experiments": [experiment]}}}
 
 
 def moved_on(document: Mapping[str, Any], experiment: Experiment, trial: Trial, now: float) -> dict[str, Any]:

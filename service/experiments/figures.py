@@ -13,6 +13,7 @@ _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#999999"
 """Told apart by colour-blind readers too (Okabe and Ito)."""
 _MOST_DOMAINS = 40
 """Rows of a picture; the domains with the most impressions."""
+CALIBRATION = "calibration"
 
 
 class FigureError(MdctrError):
@@ -20,7 +21,7 @@ class FigureError(MdctrError):
 
 
 def draw(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """PNGs by caption; none where the report shows no effect.
+    """PNGs by name; none where the report shows no effect.
 
     Raises:
         FigureError: matplotlib is not installed.
@@ -34,14 +35,22 @@ def draw(report: Mapping[str, Any]) -> dict[str, bytes]:
     mpl.use("Agg")
     made = {}
     for name, found in report["comparisons"].items():
-        made[f"{name}: effect by day (novelty), and of all days so far"] = _days(found)
+        made[by_day(name)] = _days(found)
         if sum(each["se"] is not None for each in found["domains"].values()) > 1:
-            made[f"{name}: effect by domain"] = _domains(found)
+            made[by_domain(name)] = _domains(found)
     if report["calibration"]:
-        made["Calibration: probability and click rate, bins of equally many impressions"] = _calibration(
-            report
-        )
+        made[CALIBRATION] = _calibration(report)
     return made
+
+
+def by_day(treatment: str) -> str:
+    """The name of the figure of a treatment's effect over time."""
+    return f"{treatment}, by day"
+
+
+def by_domain(treatment: str) -> str:
+    """The name of the figure of a treatment's effect in each domain."""
+    return f"{treatment}, by domain"
 
 
 def _days(found: Mapping[str, Any]) -> bytes:
@@ -57,7 +66,7 @@ def _days(found: Mapping[str, Any]) -> bytes:
     lifts = [100 * each["lift"] for _, each in alone]
     daily.errorbar([day for day, _ in alone], lifts, yerr=reach, fmt="o", color=_BLUE, capsize=3)
     daily.set_title("each day alone, fixed-horizon interval")
-    daily.set_ylabel("relative change of the click rate, %")
+    daily.set_ylabel("change of the click rate, %")
     ends = [[100 * end for end in each["cumulative"]["lift_always_valid"]] for each in shown]
     fixed = [[100 * end for end in each["cumulative"]["lift_fixed"]] for each in shown]
     low, high = ([each[side] for each in ends] for side in (0, 1))
@@ -66,12 +75,15 @@ def _days(found: Mapping[str, Any]) -> bytes:
         cumulative.plot(
             at, [each[side] for each in fixed], "--", color=_GREY, label=None if side else "fixed horizon"
         )
-    cumulative.plot(at, [100 * each["cumulative"]["lift"] for each in shown], "o-", color=_ORANGE)
+    lifts = [100 * each["cumulative"]["lift"] for each in shown]
+    cumulative.plot(at, lifts, "o-", color=_ORANGE, label="change")
     cumulative.set_title("all days so far")
+    cumulative.set_ylabel("change of the click rate, %")
     cumulative.legend(loc="best")
     step = max(1, len(shown) // 7)
     for axes in (daily, cumulative):
         axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_xlabel("day (UTC)")
         axes.set_xticks([*at][::step], [each["day"][5:] for each in shown][::step], rotation=45)
         axes.grid(alpha=0.3)
     return _png(figure)
@@ -82,19 +94,23 @@ def _domains(found: Mapping[str, Any]) -> bytes:
 
     known = {name: each for name, each in found["domains"].items() if each["se"] is not None}
     names = sorted(known, key=lambda name: -known[name]["impressions"])[:_MOST_DOMAINS]
-    figure, axes = plt.subplots(figsize=(7, 0.35 * len(names) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.35 * len(names) + 1.5), layout="constrained")
     for at, name in enumerate(names):
         each = known[name]
-        for interval, width, colour in (("lift_always_valid", 1, _GREY), ("lift_fixed", 3, _BLUE)):
-            axes.plot([100 * end for end in each[interval]], [at, at], color=colour, linewidth=width)
+        for interval, width, colour, label in (
+            ("lift_always_valid", 1, _GREY, "always valid"),
+            ("lift_fixed", 3, _BLUE, "fixed horizon"),
+        ):
+            ends = [100 * end for end in each[interval]]
+            axes.plot(ends, [at, at], color=colour, linewidth=width, label=None if at else label)
         axes.plot(100 * each["lift"], at, "o", color=_BLUE)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.axvline(100 * found["ctr"]["lift"], color=_ORANGE, linestyle="--", linewidth=1)
+    axes.axvline(100 * found["ctr"]["lift"], color=_ORANGE, linestyle="--", linewidth=1, label="all domains")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(
-        "relative change of the click rate, %: thick fixed horizon, thin always valid; dashed: all"
-    )
+    axes.set_xlabel("change of the click rate, %")
+    axes.set_ylabel("domain")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     axes.grid(alpha=0.3, axis="x")
     return _png(figure)
 
@@ -112,9 +128,9 @@ def _calibration(report: Mapping[str, Any]) -> bytes:
             label=name,
         )
     ends = [0, max(*axes.get_xlim(), *axes.get_ylim())]
-    axes.plot(ends, ends, color="black", linewidth=0.8)
-    axes.set_xlabel("mean probability")
-    axes.set_ylabel("click rate")
+    axes.plot(ends, ends, color="black", linewidth=0.8, label="as predicted")
+    axes.set_xlabel("mean probability of a bin, predicted")
+    axes.set_ylabel("click rate of the bin, observed")
     axes.legend(loc="best")
     axes.grid(alpha=0.3)
     return _png(figure)

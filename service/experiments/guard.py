@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import structlog
 
 from service import lifecycle
 from service.contract.errors import Conflict, StoreError, UnknownVersion
-from service.contract.exposure import Log, LogError, read
+from service.contract.exposure import Kept, Log, LogError, read
 from service.experiments import canary
 from service.experiments.decision import decide
 from service.experiments.document import Experiment, Experiments, ExperimentsError, Trial, parse
@@ -33,6 +33,19 @@ Stores = Callable[[str], PackStore]
 """From a bundle's id to its store."""
 
 
+class Memory:
+    """What looks before have read, as far as later ones need it."""
+
+    def __init__(self) -> None:
+        self._kept = Kept(())
+
+    def of(self, experiments: Collection[str]) -> Kept:
+        """What is known of these experiments; an experiment that is new to it makes it begin anew."""
+        if not self._kept.experiments.issuperset(experiments):
+            self._kept = Kept(experiments)
+        return self._kept
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that the guard did or saw."""
@@ -45,7 +58,9 @@ class Event:
     why: str
 
 
-async def look(place: Place, folder: Path, stores: Stores, now: float | None = None) -> list[Event]:
+async def look(
+    place: Place, folder: Path, stores: Stores, now: float | None = None, memory: Memory | None = None
+) -> list[Event]:
     """Look once, and do what follows.
 
     Args:
@@ -53,6 +68,7 @@ async def look(place: Place, folder: Path, stores: Stores, now: float | None = N
         folder: of exposures and clicks.
         stores: where packs are promoted.
         now: seconds since 1970; by default, now.
+        memory: of looks before; parts of the log that were closed by then are not read again.
 
     Raises:
         ExperimentsError: the document is wrong.
@@ -67,7 +83,8 @@ async def look(place: Place, folder: Path, stores: Stores, now: float | None = N
     experiments = parse(found.text, canary=True)
     if not any(each.guardrails or each.trial for each in _running(experiments, now)):
         return []
-    logged, document = read(folder), json.loads(found.text)
+    kept = None if memory is None else memory.of({each.name for each in _running(experiments, now)})
+    logged, document = read(folder, kept), json.loads(found.text)
     events: list[Event] = []
     for experiment in _running(experiments, now):
         arms = _measured(logged, experiment)
@@ -102,10 +119,10 @@ async def watch(
         seconds: between two looks.
         tell: called with what happens.
     """
-    alerted: set[tuple[str, str]] = set()
+    alerted, memory = set[tuple[str, str]](), Memory()
     while True:
         try:
-            for event in await look(place, folder, stores):
+            for event in await look(place, folder, stores, memory=memory):
                 key = event.experiment, event.arm
                 if event.what != "alert" or key not in alerted:
                     tell(event)

@@ -36,7 +36,7 @@ class Outcomes:
     day: Ints
     """(Q,) days since 1970, UTC."""
     impressions: Ints
-    """(Q,)"""
+    """(Q,) items that were shown."""
     clicks: Ints
     """(Q,)"""
     probability: npt.NDArray[np.float32]
@@ -86,6 +86,7 @@ def outcomes(log: Log, experiment: str, arms: Sequence[str]) -> Outcomes:
     """What a log says of an experiment's declared arms.
 
     A request logged twice counts once. A unit seen under two arms is left out: its clicks are of neither.
+    Where events of a domain say what was `shown`, nothing else of its answers counts, but what was clicked.
     """
     logged = log.exposures.filter(pc.equal(log.exposures["experiment"], experiment))
     there = logged.filter(_whole(logged))
@@ -104,10 +105,11 @@ def outcomes(log: Log, experiment: str, arms: Sequence[str]) -> Outcomes:
     of_unit = np.zeros(len(names), np.int64)
     of_unit[unit] = arm[kept]
     domain, domains = _coded(once["domain"])
-    impressions = pc.list_value_length(once["ids"]).to_numpy().astype(np.int64)
-    clicked, joined = _clicked(once, impressions, log.clicks)
-    before = np.concatenate([[0], np.cumsum(clicked, dtype=np.int64)])
-    ends = np.cumsum(impressions)
+    answered = pc.list_value_length(once["ids"]).to_numpy().astype(np.int64)
+    clicked, joined = _told(once, answered, log.clicks)
+    shown = _shown(once, answered, domain, log.shown) | clicked
+    impressions = _summed(shown, answered)
+    scores = _flat(once["scores"]).to_numpy(zero_copy_only=False).astype(np.float32)
     return Outcomes(
         tuple(arms),
         domains,
@@ -117,9 +119,9 @@ def outcomes(log: Log, experiment: str, arms: Sequence[str]) -> Outcomes:
         domain,
         np.floor(once["time"].to_numpy() / _DAY).astype(np.int64),
         impressions,
-        before[ends] - before[ends - impressions],
-        _flat(once["scores"]).to_numpy(zero_copy_only=False).astype(np.float32),
-        clicked,
+        _summed(clicked, answered),
+        scores[shown],
+        clicked[shown],
         pc.fill_null(once["status"], 200).to_numpy() >= _AT_FAULT,
         once["ms"].to_numpy(),
         {
@@ -128,6 +130,7 @@ def outcomes(log: Log, experiment: str, arms: Sequence[str]) -> Outcomes:
             "requests_logged_again": rows.num_rows - len(first),
             "units_in_two_arms": int((low != high).sum()),
             "clicks_of_no_impression_here": log.clicks.num_rows - joined,
+            "items_not_shown": int(len(shown) - shown.sum()),
         },
     )
 
@@ -140,10 +143,28 @@ def _whole(exposures: pa.Table) -> pa.ChunkedArray:
     return found
 
 
-def _clicked(exposures: pa.Table, impressions: Ints, clicks: pa.Table) -> tuple[npt.NDArray[np.bool_], int]:
-    """Whether each impression was clicked, and how many clicks belong to one.
+def _shown(exposures: pa.Table, answered: Ints, domain: Ints, events: pa.Table) -> npt.NDArray[np.bool_]:
+    """(B,) whether each item of an answer was shown; all are, in a domain of which no event says so."""
+    if not events.num_rows:
+        return np.ones(answered.sum(), np.bool_)
+    seen, _ = _told(exposures, answered, events)
+    told = np.zeros(domain.max(initial=0) + 1, np.bool_)
+    told[domain[_summed(seen, answered) > 0]] = True
+    found: npt.NDArray[np.bool_] = seen | np.repeat(~told[domain], answered)
+    return found
 
-    A click on an item that was shown twice in one answer belongs to the first place.
+
+def _summed(values: npt.NDArray[np.bool_], sizes: Ints) -> Ints:
+    """(Q,) how many are true, request by request."""
+    before, ends = np.concatenate([[0], np.cumsum(values, dtype=np.int64)]), np.cumsum(sizes)
+    found: Ints = before[ends] - before[ends - sizes]
+    return found
+
+
+def _told(exposures: pa.Table, impressions: Ints, clicks: pa.Table) -> tuple[npt.NDArray[np.bool_], int]:
+    """Whether each item of an answer has an event, and how many events belong to one.
+
+    An event of an item that stands twice in one answer belongs to the first place.
     """
     items = _flat(exposures["ids"])
     coded = items.dictionary_encode()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import compute as pc
 from pyarrow import parquet
 
-from service.contract.exposure import CLICK, EXPOSURE, LogError, read
+from service.contract import exposure
+from service.contract.exposure import CLICK, EXPOSURE, Kept, LogError, read
 
 
 def exposures(first: int, count: int, ids: pa.Array | None = None) -> pa.RecordBatch:
@@ -95,3 +98,47 @@ def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
     parquet.write_table(time, tmp_path / "a.parquet")
     with pytest.raises(LogError, match=r"a\.parquet: .*noon"):
         read(tmp_path)
+
+
+def test_what_was_read_of_closed_parts_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    honest = exposure.batches
+
+    def counted(path: Path) -> Iterator[pa.RecordBatch]:
+        opened.append(path.name)
+        return honest(path)
+
+    monkeypatch.setattr(exposure, "batches", counted)
+    clicks = pa.record_batch({"request_id": ["r0"], "item": ["7"], "time": [1e9]})
+    asked = pa.array([b"{}"] * 10, pa.binary())
+    parquet.write_table(
+        pa.Table.from_batches([exposures(0, 10).append_column("request", asked)]), tmp_path / "0.parquet"
+    )
+    parquet.write_table(pa.Table.from_batches([clicks]), tmp_path / "1.parquet")
+    stream(tmp_path / "2.arrow", exposures(10, 5))
+
+    def same(kept: Kept) -> bool:
+        whole, found = read(tmp_path), read(tmp_path, kept)
+        needed = whole.exposures.filter(pc.equal(whole.exposures["experiment"], "new"))
+        mine = found.exposures.filter(pc.equal(found.exposures["experiment"], "new"))
+        names = [name for name in EXPOSURE.names if name != "request"]
+        assert found.exposures["request"].null_count == found.exposures.num_rows
+        return bool(mine.select(names).equals(needed.select(names)) and found.clicks.equals(whole.clicks))
+
+    kept = Kept({"new"})
+    assert same(kept)
+    opened.clear()
+    found = read(tmp_path, kept)
+    assert opened == ["2.arrow"]
+    assert found.exposures.num_rows == 8 + 5  # those in no experiment are left out of what is kept
+    (tmp_path / "2.arrow").unlink()
+    parquet.write_table(pa.Table.from_batches([exposures(10, 5)]), tmp_path / "2.parquet")
+    parquet.write_table(pa.Table.from_batches([exposures(20, 9)]), tmp_path / "0.parquet")
+    (tmp_path / "1.parquet").unlink()
+    opened.clear()
+    assert read(tmp_path, kept).clicks.num_rows == 0
+    assert opened == ["0.parquet", "2.parquet"]
+    assert same(kept)
+    assert read(tmp_path, Kept(())).exposures.num_rows == 0

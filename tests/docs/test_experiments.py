@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 
 import pytest
+from openfeature import api
 
+from loadtest import simulate_http
 from loadtest.simulate_experiments import markdown
 
 PAGE = Path("docs/experiment-report.md")
@@ -56,3 +59,43 @@ def test_what_the_text_says_of_the_simulation_is_in_the_report() -> None:
         f"planned to find {100 * aa['planned_lift']:.1f} %",
     ):
         assert text in page, text
+
+
+def test_worlds_over_http_ended_right() -> None:
+    http = json.loads(REPORT.read_text())["canary"]["http"]
+    assert simulate_http.markdown(http) in Path("docs/canary.md").read_text()
+    assert (http["worlds"], http["right"]) == (3, 3)
+    better, worse, loud = http["each"]
+    assert better["true_lift"] == pytest.approx(0.03, abs=0.005)
+    assert worse["true_lift"] == pytest.approx(-0.03, abs=0.005)
+    assert loud["true_lift"] == 0
+    assert [each["decision"] for each in http["each"]] == ["promoted", "taken back", "stopped"]
+    assert [each["new_has"] for each in http["each"]] == [1, 0, 0]
+    assert all(each["recorded"] and each["units"] <= 200_000 for each in http["each"])
+    assert sum(each["seconds"] for each in http["each"]) < 600
+    assert max(each["true_lift_se"] for each in http["each"]) < 0.001
+
+
+def _block(page: str, first: str) -> str:
+    """The code of a page that begins with this line."""
+    lines = page[page.index(f"    {first}") :].splitlines()
+    end = next(at for at, line in enumerate(lines) if line and not line.startswith("    "))
+    return textwrap.dedent("\n".join(lines[:end]))
+
+
+def test_the_flags_of_the_page_are_its_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path("docs/experiments.md").read_text()
+    whole = json.loads(_block(page, "{\n"))
+    whole["layers"]["ranking"]["experiments"][0]["ramp"] = []  # all of it, and now
+    del whole["layers"]["ranking"]["experiments"][0]["stop"]
+    (tmp_path / "experiments.json").write_text(json.dumps(whole))
+    monkeypatch.chdir(tmp_path)
+    code = _block(page, "from pathlib import Path")
+    for unit in range(60):
+        exec(code.replace('"42"', f'"{unit}"'), {})
+    seen = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert seen.keys() == {"a", "b"}
+    assert seen["b"] == ["TARGETING_MATCH", "b"]
+    api.clear_providers()

@@ -253,6 +253,25 @@ def test_gc(packs, bundle):
     assert packs.live() == three
 
 
+def test_gc_spares_what_experiments_name(packs: Shell, bundle: Bundle, tmp_path: Path) -> None:
+    one, two, three = packs.promoted(bundle, 1, 2, 3)
+    (waiting,) = packs.json("put", bundle.path, packs.file(4))
+    where = tmp_path / "experiments.json"
+    arms = {"a": {"weight": 1}, "b": {"weight": 1, "version": {"books": one}}}
+    tried = {"name": "tried", "unit": "user", "slice": [0, 1], "domains": ["books"], "arms": arms}
+    where.write_text(json.dumps({"version": 1, "layers": {"ranking": {"experiments": [tried]}}}))
+    versions = ("promote", bundle.path, f"books={waiting['version']}")
+    packs(*versions, "--canary", "--experiments", where)
+    packs("promote", ID, f"books={two}")
+    everything = ("gc", ID, "--keep", "0", "--unpromoted")
+    # The first is an arm's, the third what the trial compares with, the fourth what it tries.
+    assert packs.json(*everything, "--experiments", where) == []
+    where.write_text("{")
+    assert "the document is wrong" in packs.refused(*everything, "--experiments", where)
+    assert packs.json(*everything, "--experiments", tmp_path / "none.json", "--dry-run") != []
+    assert {each["version"] for each in packs.json(*everything)} == {one, three, waiting["version"]}
+
+
 def test_what_is_neither_a_folder_nor_an_id_is_one_line(packs, tmp_path):
     for wrong in (tmp_path / "nowhere", "nowhere"):
         assert "neither a bundle's folder nor" in packs.refused("list", wrong)
@@ -329,6 +348,12 @@ def test_a_pack_goes_on_trial_and_stays_what_it_was(packs: Shell, bundle: Bundle
     assert trial.trial is not None
     assert (trial.trial.bundle, trial.trial.against) == (ID, {"books": old})
     assert [(each.metric, each.bound) for each in trial.guardrails] == [("ctr_lift", 0), ("error_rate", 0.02)]
-    assert "it overlaps that of" in packs.refused(*try_it)
+    second = packs.refused(*try_it)
+    assert second == f"error: {trial.name} is under way in books; there is one trial at a time\n"
+    assert [each.name for each in parse(where.read_bytes(), canary=True).layers["canary"].experiments] == [
+        trial.name
+    ]
+    hold = ("--hold", "0.5", "--experiments", tmp_path / "other.json")
+    assert packs.json(*try_it[:4], *hold)["trial"]["hold_seconds"] == 1800
     assert "--experiments" in packs.refused("promote", ID, f"books={new}", "--canary")
     assert "no version" in packs.refused(*try_it[:2], "books=ffffffffffffffff", *try_it[3:])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from loadtest import simulate_canary
-from loadtest.simulate_experiments import Size, markdown, simulate
+from loadtest.simulate_experiments import IN_PROCESS, Size, markdown, simulate
 from loadtest.users import Users
 from service.experiments import statistics
 
@@ -43,7 +43,7 @@ def test_days_may_be_drawn_together() -> None:
 
 def test_a_small_run_of_all_kinds(tmp_path: Path) -> None:
     size = Size(runs=60, long_runs=20, units=3000, lift=0.1, worlds=3)
-    report = simulate(size, tmp_path, Console(file=io.StringIO()))
+    report = simulate(size, tmp_path, Console(file=io.StringIO()), [IN_PROCESS])
     assert json.loads((tmp_path / "report.json").read_text()) == report
     aa, ab, srm = (report[part] for part in ("aa", "ab", "srm"))
     assert aa["false_positive_rate_always_valid"] <= 0.1

@@ -1,5 +1,6 @@
 """The admin API, route by route."""
 
+import json
 from functools import partial
 
 import pytest
@@ -10,6 +11,7 @@ from service.contract.pack import GENERAL, version
 from tests.service import bundles
 from tests.service.bad_packs import BAD
 from tests.service.conftest import running
+from tests.service.experiments.documents import document, experiment
 from tests.service.test_problems import problem
 from tests.service.waiting import eventually
 
@@ -264,6 +266,20 @@ def test_a_collection_removes_what_nothing_needs(admin):
     assert [pack["version"] for pack in admin.post("gc", keep=2, unpromoted=True).json()] == [waiting]
     assert admin.post("gc").json() == []
     eventually(partial(admin.service.serves, bundles.make_pack("books", 3)))
+
+
+def test_a_collection_spares_what_experiments_name(start, tmp_path):
+    where = tmp_path / "experiments.json"
+    admin = Admin(start(admin_keys={"ann": KEY}, experiments=str(where)))
+    one, two, _ = admin.promoted(1, 2, 3)
+    arms = {"a": {"weight": 1}, "b": {"weight": 1, "version": {"books": one}}}
+    where.write_text(json.dumps(document([experiment("trial", domains=["books"], arms=arms)])))
+    assert one not in {pack["version"] for pack in admin.post("gc", keep=0, dry_run=True).json()}
+    where.write_text("{")
+    problem(admin.post("gc", keep=0), 409, "conflict")
+    assert {one, two} <= {pack["version"] for pack in admin.get("domains/books").json()["kept"]}
+    where.unlink()
+    assert {one, two} <= {pack["version"] for pack in admin.post("gc", keep=0).json()}
 
 
 def test_a_store_that_does_not_answer_is_503_and_says_when_to_ask_again(bundle):

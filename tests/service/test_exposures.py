@@ -343,3 +343,24 @@ def test_events_of_an_answer_are_logged_with_users_and_without(start, tmp_path):
     found = read(tmp_path / "log")
     assert found.clicks.to_pylist() == [{"request_id": "r-1", "item": "10", "time": 100.0}]
     assert found.shown.num_rows == 1
+
+
+def test_the_log_has_the_best_in_the_order_answered(start, tmp_path):
+    service = start(exposures=tmp_path / "log")
+    answer = service.rank(ids=[13, 10, 12, 11], top_k=3).json()
+    eventually(lambda: read(tmp_path / "log").exposures.num_rows, within=5)
+    (row,) = read(tmp_path / "log").exposures.to_pylist()
+    assert row["ids"] == [str(each) for each in answer["ids"]]
+    assert row["scores"] == np.float32(answer["probabilities"]).tolist()
+
+
+def test_a_part_of_many_pieces_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(exposure_parts, "_ROW_GROUP", 1000)
+    with closing(opened(tmp_path)) as log:
+        for at in range(50):
+            log.add(exposure(at, ids=np.arange(at), scores=np.full(at, 0.5)))
+    (path,) = tmp_path.glob("*.parquet")
+    assert parquet.ParquetFile(path).metadata.num_row_groups > 3
+    found = read(tmp_path).exposures.sort_by("time")
+    assert found["request_id"].to_pylist() == [f"r{at}" for at in range(50)]
+    assert found["ids"].to_pylist() == [[str(each) for each in range(at)] for at in range(50)]

@@ -67,3 +67,17 @@ def test_an_unknown_id_is_row_0_where_no_field_is_the_id(with_halves: Bundle) ->
     encoded = encode(dataclasses.replace(with_halves, schema=schema, items=items), [7, 11, 8])
     assert encoded.inputs["item.rows"].tolist() == [0, 2, 0]
     assert encoded.unknown["item.id"] == 2
+
+
+@pytest.mark.parametrize("ids", [[12, 10, 12], [2**31, 99], np.array([12, 10], np.int32)], ids=str)
+def test_ids_are_kept_as_they_were_looked_up(bundle: Bundle, ids: Any) -> None:
+    numbers = encode(bundle, ids).numbers
+    assert numbers is not None
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == list(ids)
+
+
+def test_an_id_that_no_int64_can_be_is_unknown_and_no_number(bundle: Bundle) -> None:
+    encoded = encode(bundle, [10, 2**80])
+    assert encoded.numbers is None
+    assert encoded.unknown["item.id"] >= 1

@@ -94,7 +94,7 @@ def test_each_unit_of_a_trial_keeps_its_pack_and_as_many_have_the_old_one() -> N
 
 def test_there_is_one_trial_at_a_time() -> None:
     other = {**DECLARED, "name": "canary-other"}
-    with pytest.raises(ExperimentsError, match="it overlaps that of canary-20260101"):
+    with pytest.raises(ExperimentsError, match="canary-20260101-000000 is under way in books"):
         read(canary.begun(canary.begun(None, DECLARED), other))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -200,6 +201,34 @@ def test_the_guard_looks_on_and_tells_an_alert_once(tmp_path) -> None:
 
     asyncio.run(watch())
     assert [event.what for event in told] == ["alert"]
+
+
+def test_a_guard_that_remembers_sees_what_one_sees_that_does_not(tmp_path) -> None:
+    log = logged(tmp_path / "log", "trial", {"a": 0.4, "b": 0.4})
+    alert = {**STOP, "action": "alert"}
+    where = write(tmp_path / "experiments.json", document([experiment("trial", guardrails=[alert])]))
+    memory = guard.Memory()
+    first = memory.of({"trial"})
+    assert memory.of(()) is first
+
+    def once() -> tuple[list[guard.Event], list[guard.Event]]:
+        async def both() -> tuple[list[guard.Event], list[guard.Event]]:
+            stores = functools.partial(open_store, "directory:none")
+            place = open_place(where)
+            remembering = await guard.look(place, log, stores, NOW, memory)
+            return remembering, await guard.look(place, log, stores, NOW)
+
+        return asyncio.run(both())
+
+    assert once() == ([], [])
+    # Another experiment, of which nothing was kept, in another log.
+    logged(log, "later", {"a": 0.4, "b": 0.2})
+    both = [[experiment(name, guardrails=[alert])] for name in ("trial", "later")]
+    write(tmp_path / "experiments.json", document(*both))
+    remembering, anew = once()
+    assert remembering == anew
+    assert [event.experiment for event in anew] == ["later"]
+    assert memory.of({"later"}) is not first
 
 
 def test_the_command(tmp_path, capsys) -> None:

@@ -14,10 +14,11 @@ from pyarrow import parquet
 
 from service.__main__ import app
 from service.contract import cli
-from service.contract.exposure import CLICK, EXPOSURE, read
+from service.contract.exposure import CLICK, EVENT, EXPOSURE, read
 from service.experiments.outcomes import outcomes
 from service.experiments.plan import Plan, ReportError, planned, read_before
 from service.experiments.report import report, write
+from service.experiments.sections import WORDS
 
 EVEN = Plan({"old": 1, "new": 1}, lift=0.1)
 _DAY = 86400.0
@@ -112,7 +113,30 @@ def test_clicks_find_their_impressions_once(tmp_path: Path) -> None:
         "requests_logged_again": 1,
         "units_in_two_arms": 1,
         "clicks_of_no_impression_here": 3,
+        "items_not_shown": 0,
     }
+
+
+def test_only_what_was_shown_counts_where_events_say_so(tmp_path: Path) -> None:
+    exposures = [
+        exposure("r1", "u1", "old", ["a", "b", "c"], scores=[0.1, 0.2, 0.3]),
+        exposure("r2", "u2", "new", ["a", "b"]),  # nothing of it was seen
+        exposure("r3", "u3", "new", ["a", "b"], domain="films"),  # where nobody tells
+        exposure("r4", "u4", "old", ["a", "b", "a"]),
+    ]
+    folder = save(tmp_path, exposures, [{"request_id": "r4", "item": "b", "time": _START}])
+    told = [
+        {"request_id": request, "item": item, "time": _START, "kind": "shown"}
+        for request, item in (("r1", "a"), ("r1", "c"), ("r1", "c"), ("r4", "a"), ("x", "a"))
+    ]
+    parquet.write_table(pa.Table.from_pylist(told, EVENT), folder / "shown.parquet")
+    found = outcomes(read(folder), "trial", ["old", "new"])
+    assert found.impressions.tolist() == [2, 0, 2, 2]
+    assert found.clicks.tolist() == [0, 0, 0, 1]
+    assert found.probability[:2].tolist() == pytest.approx([0.1, 0.3])
+    assert found.clicked.tolist() == [False, False, False, False, False, True]
+    assert found.faults["items_not_shown"] == 4
+    assert [each.tolist() for each in found.totals(1)] == [[0], [2]]
 
 
 def test_a_report_says_what_was_simulated(log: tuple[Path, dict[str, float]]) -> None:
@@ -157,6 +181,9 @@ def test_an_arm_that_loses_units_stops_the_report(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "STOP" in page
     assert "Click rate" not in page
+    assert "do not believe any difference" in page
+    assert "<dt>unit</dt>" in page
+    assert "<dt>ECE</dt>" not in page
     assert not report(folder, "trial", Plan({"old": 6, "new": 4}))["sample_ratio"]["mismatch"]
 
 
@@ -181,6 +208,14 @@ def test_pages_need_nothing_else(log: tuple[Path, dict[str, float]], tmp_path: P
     ):
         assert part in text
         assert part in page
+    assert page.index(found["verdict"][0].partition(". ")[0].replace("'", "&#x27;")) < page.index(
+        "Sample ratio"
+    )
+    assert "2026-01-01 to 2026-01-04, 4 days; 3,000 units" in text
+    assert "new compared with the control, old" in page
+    for word in WORDS:
+        assert f"<dt>{word}</dt>" in page
+    assert '<meta name="viewport"' in page  # or a phone shows it as small as a table is wide
 
 
 def test_no_effect_and_no_variance_are_said(tmp_path: Path) -> None:
