@@ -97,8 +97,11 @@ class Comparison:
             asked = [name for name in self.plan.subjects if self._rows(name)]
             found = {name: self._subject(name, self.folder / name) for name in asked}
             report = {"plan": self.plan.model_dump(mode="json"), "subjects": [*found], **found}
-        files.write(self.folder / "report.json", json.dumps(report, indent=1))
         files.write(self.folder / "results.parquet", parquet(report))
+        for part in [report[name] for name in report.get("subjects", ())] or [report]:
+            for row in part["rows"].values():
+                del row["of_seeds"]  # many, and all of them in that table
+        files.write(self.folder / "report.json", json.dumps(report, indent=1))
         return report
 
     def _subject(self, name: str | None, folder: Path) -> dict[str, Any]:
