@@ -20,6 +20,8 @@ _SPARSE = 8
 """Of an id and a float32."""
 _SLICES = ("macro", "thin domains", "new items")
 _NEWCOMER = {"general_auc": "general pack", "best_own_auc": "best own domain", "tuned_auc": "tuned"}
+_WIDE = 5
+"""A curve whose last x is more times its first has a logarithmic axis."""
 _MOST_DOMAINS = 8
 """Columns of domains that a table has; with more domains it has none."""
 
@@ -178,7 +180,8 @@ def _curve(report: Mapping[str, Any], name: str, curve: Mapping[str, Any], folde
     means, stds = _macro(report, [row for row, _ in points])
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axes.errorbar([x for _, x in points], means, yerr=stds, marker="o", color=_BLUE, capsize=3)
-    axes.set_xscale("log")
+    if points[-1][1] > _WIDE * points[0][1]:
+        axes.set_xscale("log")
     axes.set_xlabel(curve["label"])
     return _save(figure, axes, report, folder / f"{name}.png")
 
