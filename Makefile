@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench engine-check bench-training bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-student bench-gpu simulate-experiments loadtest locust coverage test test-all lint clean
+.PHONY: help demo bench engine-check bench-training bench-stream bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-student bench-exposures bench-gpu simulate-experiments loadtest locust coverage test test-all lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -32,6 +32,9 @@ engine-check: $(READY) ## Build with TensorRT, run, compare with ONNX Runtime: B
 
 bench-training: $(READY) $(RIVALS)/.installed ## Training speed beside other libraries [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-training --data '$(DATA)' $(ARGS)
+
+bench-stream: $(READY) ## Training on rows that stay on the disk: rows/s and peak memory [ARGS='--rows 1000000']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-stream $(ARGS)
 
 bench-swap: $(READY) ## Packs promoted under traffic while Redis and a worker are killed [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-swap $(ARGS)
@@ -53,6 +56,9 @@ bench-models: $(READY) ## Every model of results-kuairand-models over HTTP: spee
 
 bench-student: $(READY) ## Latency of a student, and of the same model without its teacher [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-student $(ARGS)
+
+bench-exposures: $(READY) ## Processor time of a service with the exposure log, beside one without [ARGS='--rounds 50']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-exposures $(ARGS)
 
 bench-csamp: $(READY) ## Latency with text in training, and in the graph [DATA=synthetic] [MDCTR_DATA_DIR=folder]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-csamp --data '$(DATA)' $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+from dataclasses import replace
 from importlib.resources import files as resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,8 +20,11 @@ from loadtest import bench as over_http
 from loadtest import bench_add_domain as adding
 from loadtest import bench_csamp as aligned
 from loadtest import bench_domains as many
+from loadtest import bench_exposures as noted
 from loadtest import bench_gpu as on_gpu
 from loadtest import bench_models as served
+from loadtest import bench_ranks as together
+from loadtest import bench_stream as streaming
 from loadtest import bench_student as taught
 from loadtest import bench_swap as swapping
 from loadtest import bench_training as training
@@ -30,6 +34,7 @@ from loadtest import demo as whole
 from loadtest import forms as stored
 from loadtest import simulate_experiments as simulating
 from loadtest.gpu_stage import Size as GpuSize
+from loadtest.simulate_http import Size as Trials
 from loadtest.stage import Size as Model
 from service.contract import cli
 from service.contract.errors import UnknownOption
@@ -85,15 +90,28 @@ def bench_gpu(
 @app.command()
 def bench_training(
     data: Annotated[str, typer.Option(help="A data set: synthetic or douban.")] = "synthetic",
+    *,
+    backbone: Annotated[str, typer.Option(help="Of training/backbones, at its defaults.")] = "deepfm",
     out: Annotated[Path, typer.Option(help="Folder for reports and prepared data.")] = Path("runs"),
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 20,
     batches: Annotated[int, typer.Option(min=1, help="Batches of a round.")] = 50,
+    ranks: Annotated[
+        int | None, typer.Option(min=2, help="Instead, so many processes by torchrun beside one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Rows a second of the training loop, beside a bare loop, torch-rechub and FuxiCTR."""
+    recipe, written = training.recipe_for(data, backbone), out / "bench-training" / "report.json"
+    if ranks is not None:
+        found = together.bench(recipe, written, data=out / "data", size=ranks, rounds=rounds)
+        if as_json:
+            cli.result(json.dumps(found))
+        else:
+            together.show(found, Console())
+        return
     report = training.bench(
-        training.recipe_for(data),
-        out / "bench-training" / "report.json",
+        recipe,
+        written,
         data=out / "data",
         rounds=rounds,
         batches=batches,
@@ -102,6 +120,31 @@ def bench_training(
         cli.result(json.dumps(report))
     else:
         training.show(report, Console())
+
+
+@app.command()
+def bench_stream(
+    *,
+    rows: Annotated[
+        list[int] | None, typer.Option(min=1_000, help="Training rows; again for more. 1M, 10M and 100M.")
+    ] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(streaming.PARTS)}; both. The other's figures stay.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for reports and, for a while, data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Training on rows that stay on the disk: rows/s beside rows in memory, and peak memory, by rows."""
+    if strange := sorted({*(part or ())} - {*streaming.PARTS}):
+        raise UnknownOption(f"no such part: {', '.join(strange)}; there are {', '.join(streaming.PARTS)}")
+    size = streaming.Size(rounds=rounds)
+    size = replace(size, rows=tuple(rows)) if rows else size
+    report = streaming.bench(size, out / "bench-stream", Console(stderr=True), part or streaming.PARTS)
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        streaming.show(report, Console(width=max(120, Console().width)))
 
 
 @app.command()
@@ -225,6 +268,23 @@ def bench_student(
 
 
 @app.command()
+def bench_exposures(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=2, help="How often each service is measured, by size.")] = 25,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Of a service in a round.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Processor time of a service with the exposure log, beside one without; microseconds to find arms."""
+    size = noted.Size(rounds=rounds, seconds=seconds)
+    report = noted.bench(size, out / "bench-exposures", Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        noted.show(report, Console(width=max(140, Console().width)))
+
+
+@app.command()
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
@@ -288,12 +348,22 @@ def simulate_experiments(
     out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
     runs: Annotated[int, typer.Option(min=10, help="Experiments of each kind.")] = 1000,
     long_runs: Annotated[int, typer.Option(min=10, help="Those with an effect and many looks.")] = 500,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(simulating.PARTS)}; by default all. Others' figures stay."),
+    ] = None,
+    units: Annotated[int, typer.Option(min=10_000, help="Users of a world over HTTP.")] = 60_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """How often the report of an experiment is wrong, on simulated users, looked at day by day."""
-    size = simulating.Size(runs=runs, long_runs=long_runs)
-    report = simulating.simulate(size, out / "simulate-experiments", Console(stderr=True))
-    cli.result(json.dumps(report) if as_json else simulating.markdown(report).rstrip())
+    """How often reports and trials are wrong, on simulated users; exit code 1 where a world ends wrong."""
+    if strange := sorted({*(part or ())} - {*simulating.PARTS}):
+        raise UnknownOption(f"no such part: {', '.join(strange)}; there are {', '.join(simulating.PARTS)}")
+    size, http = simulating.Size(runs=runs, long_runs=long_runs), Trials(units=units)
+    parts = tuple(part or simulating.PARTS)
+    report = simulating.simulate(size, out / "simulate-experiments", Console(stderr=True), parts, http)
+    cli.result(json.dumps(report) if as_json else simulating.shown(report, parts).rstrip())
+    if simulating.failed(report, parts):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,14 +1,14 @@
 """Rows a second of the training loop, beside a bare loop and other libraries' trainers, in one run.
 
-Every contender trains DeepFM at equal settings on the same rows, of which it reads the same columns:
-single-valued ids, because all of them can. Rounds are interleaved, since a shared machine is not equally
-fast at all times; a round of a contender is one epoch, and its rate is that of its median round.
+Every contender trains the same backbone at equal settings on the same rows, of which it reads the same
+columns: single-valued ids, because all of them can. Rounds are interleaved, since a shared machine is not
+equally fast at all times; a round of a contender is one epoch, and its rate is that of its median round.
 
-    mdctr           `Fit`'s epoch of `mix` over `deepfm`, without general rows, as nobody else has them
+    mdctr           `Fit`'s epoch of `mix` over the backbone, without general rows, as nobody else has them
     mdctr_general   the same with them, as a recipe has it by default
-    bare            the same network and optimiser with nothing around (`loadtest.rivals.bare`)
-    torch_rechub, fuxictr   their DeepFM, loaders and trainers, in processes and an environment of their own;
-                    they do not read the domain
+    bare            the same network and optimiser with nothing around, of DeepFM (`loadtest.rivals.bare`)
+    torch_rechub, fuxictr   their model of that name, loaders and trainers, in processes and an environment of
+                    their own; they do not read the domain, and not all their models have a first-order part
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rich.table import Table
 
 import loadtest
 from loadtest.rivals import bare
-from service.contract import files
+from service.contract import files, plugins
 from service.contract.errors import MdctrError
 from service.contract.schema import FeatureSchema
 from training.backbones import deepfm
@@ -43,6 +43,7 @@ from training.data.batches import Rows
 from training.data.prepare import Prepared, prepare
 from training.fit import Fit
 from training.loop import Loop, Outcome, Pass, Standing
+from training.ranks import ALONE, Ranks
 from training.recipe import Choice, Optimisation, Recipe
 
 RIVALS = ("torch_rechub", "fuxictr")
@@ -70,9 +71,12 @@ class Ours(Fit):
 
     epochs = 0
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, rows: Rows, folder: Path) -> None:
-        super().__init__(recipe, prepared, Run(folder, recipe, prepared), Progress(disable=True), rows)
-        self.loop = self.stopped = Stopped(recipe.seed, self.progress)
+    def __init__(
+        self, recipe: Recipe, prepared: Prepared, rows: Rows, folder: Path, *, ranks: Ranks = ALONE
+    ) -> None:
+        run = Run(folder, recipe, prepared, ranks)
+        super().__init__(recipe, prepared, run, Progress(disable=True), rows, ranks=ranks)
+        self.loop = self.stopped = Stopped(recipe.seed, self.progress, ranks=ranks)
         self._all_domains(self.model.paradigm.stages()[0])
         self.optimiser = _adam(self.stopped.work.module, recipe)
 
@@ -81,7 +85,7 @@ class Ours(Fit):
         self.epochs += 1
         at = Standing(self.epochs - 1, 0, 0.0, {})
         steps = self.loop.steps(self.stopped.work, at, self.optimiser, ())
-        return _seconds(lambda: deque(steps, maxlen=0))
+        return seconds_of(lambda: deque(steps, maxlen=0))
 
 
 class Bare:
@@ -106,7 +110,7 @@ class Bare:
 
     def seconds(self) -> float:
         """Train for an epoch and say how long it took."""
-        return _seconds(lambda: bare.epoch(self.model, self.optimiser, self.columns, self.batch))
+        return seconds_of(lambda: bare.epoch(self.model, self.optimiser, self.columns, self.batch))
 
 
 class Rival:
@@ -150,6 +154,10 @@ class Rival:
         self.process.kill()
         self.process.communicate()
 
+    def peak_mb(self) -> float | None:
+        """The most that it has had in memory."""
+        return _peak_mb(self.process.pid)
+
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline() if self.process.stdout else ""
         if not line:
@@ -159,12 +167,12 @@ class Rival:
         return answer
 
 
-def recipe_for(data: str) -> Recipe:
-    """What is compared: a mixed model over DeepFM at its defaults, on a data set, in batches of 2048."""
+def recipe_for(data: str, backbone: str = "deepfm") -> Recipe:
+    """What is compared: a mixed model over a backbone at its defaults, on a data set, in batches of 2048."""
     return Recipe(
         name="bench-training",
         data=Choice(name=data),
-        backbone=Choice(name="deepfm"),
+        backbone=Choice(name=backbone),
         paradigm=Choice(name="mix"),
         joint=Optimisation(batch=2048),
     )
@@ -176,7 +184,7 @@ def bench(
     """Run all contenders and return the report, which is also written to `out`.
 
     Args:
-        recipe: `mix` over `deepfm` at its defaults; else as you like.
+        recipe: `mix` over a backbone at its defaults; else as you like.
         out: the report's file.
         data: the folder of prepared data sets.
         rounds: how many are counted; one goes before them to warm up.
@@ -184,8 +192,9 @@ def bench(
         python: the interpreter that has the other libraries.
 
     Returns:
-        `rows_per_s` by contender, None for a rival that did not start, which `missing` gives the reason of;
-        `ratio_to_<contender>`, of mdctr's rate; and what was run.
+        `rows_per_s` by contender, None for one that did not start, which `missing` gives the reason of;
+        `ratio_to_<contender>`, of mdctr's rate; `peak_mb` in memory, of the processes (mdctr's has the bare
+        loop, too), None where the system does not say; and what was run.
     """
     prepared = readable_by_all(prepare(recipe.data.name, recipe.data.options, data))
     every = Rows.encode(prepared.split("train"), prepared.schema, prepared.domains)
@@ -197,10 +206,14 @@ def bench(
         for name, share in (("mdctr", 0.0), ("mdctr_general", recipe.general_share)):
             shared = recipe.model_copy(update={"general_share": share})
             contenders[name] = Ours(shared, prepared, rows, folder / name).seconds
-        contenders["bare"] = Bare(recipe, prepared, rows).seconds
         versions = {name: version(name) for name in ("mdctr", "torch", "numpy")}
         missing = {}
+        if recipe.backbone.name == "deepfm":
+            contenders["bare"] = Bare(recipe, prepared, rows).seconds
+        else:
+            missing["bare"] = f"it has no {recipe.backbone.name}"
         task = _task(recipe, prepared.schema, rows, folder)
+        rivals: dict[str, Rival] = {}
         for name in RIVALS:
             try:
                 rival = Rival(name, python, task, recipe.threads)
@@ -208,17 +221,21 @@ def bench(
                 missing[name] = str(error)
                 continue
             stack.callback(rival.close)
+            rivals[name] = rival
             contenders[name] = rival.seconds
             versions |= {name: rival.versions["version"], f"{name}.torch": rival.versions["torch"]}
         seconds = _race(contenders, rounds)
+        peaks = {"mdctr": _peak_mb(os.getpid()), **{name: rival.peak_mb() for name, rival in rivals.items()}}
     rate = {name: len(rows) / float(np.median(taken)) for name, taken in seconds.items()}
     report: dict[str, Any] = {
         "data": prepared.about.source,
+        "backbone": recipe.backbone.name,
         "fields": [field.key for field in prepared.schema.fields],
         "vocabulary": prepared.schema.rows,
         "rows": len(rows),
         "rows_per_s": {name: rate.get(name) for name in ("mdctr", "mdctr_general", "bare", *RIVALS)},
         **{f"ratio_to_{name}": _ratio(rate, name) for name in ("bare", *RIVALS)},
+        "peak_mb": peaks,
         "missing": missing,
         "rounds": rounds,
         "batches": batches,
@@ -226,6 +243,8 @@ def bench(
         "threads": recipe.threads,
         "versions": versions,
     }
+    if out.exists() and "ranks" in (before := json.loads(out.read_text())):
+        report["ranks"] = before["ranks"]  # `loadtest.bench_ranks` measures those
     files.write(out, json.dumps(report, indent=1))
     return report
 
@@ -249,11 +268,13 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"DeepFM on {report['data']}, {len(report['fields'])} fields, V = {report['vocabulary']:,}; "
-        f"median of {report['rounds']} interleaved rounds of {report['batches']} batches of "
-        f"{report['batch']}, {report['threads']} thread",
+        f"{report['backbone']} on {report['data']}, {len(report['fields'])} fields, "
+        f"V = {report['vocabulary']:,}; median of {report['rounds']} interleaved rounds of "
+        f"{report['batches']} batches of {report['batch']}, {report['threads']} thread",
         soft_wrap=True,
     )
+    peaks = {name: peak for name, peak in report["peak_mb"].items() if peak is not None}
+    console.print("peak memory:", ", ".join(f"{name} {peak:,.0f} MB" for name, peak in peaks.items()))
     for name, reason in report["missing"].items():
         console.print(f"{name} did not run: {reason}", soft_wrap=True)
 
@@ -280,13 +301,13 @@ def _task(recipe: Recipe, schema: FeatureSchema, rows: Rows, folder: Path) -> Pa
         columns[name] = ids[:, slot.at.start].numpy().astype(np.int64) - slot.offset
         fields[name] = slot.field.rows
     np.savez(folder / "rows.npz", label=rows.label.numpy(), **columns)
-    options = deepfm.Options()
+    options = plugins.load("training.backbones", recipe.backbone.name).Options()
     task = {
         "rows": str(folder / "rows.npz"),
         "fields": fields,
         "dim": recipe.dim,
-        "hidden": options.hidden,
-        "dropout": options.dropout,
+        "backbone": recipe.backbone.name,
+        "options": options.model_dump(mode="json"),
         "batch": recipe.joint.batch,
         "lr": recipe.joint.lr,
         "l2": recipe.joint.l2,
@@ -302,11 +323,21 @@ def _adam(module: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=options.lr, weight_decay=options.l2, fused=True)
 
 
+def _peak_mb(process: int) -> float | None:
+    """The most MB that a process has had in memory; None where Linux does not say."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
 def _ratio(rate: Mapping[str, float], name: str) -> float | None:
     return rate["mdctr"] / rate[name] if name in rate else None
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long something takes."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began

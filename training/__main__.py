@@ -20,15 +20,16 @@ from rich.table import Table
 
 from service.contract import cli, files
 from service.contract.errors import RunError
-from training import checkpoint, evaluation, figures
+from training import checkpoint, evaluation, figures, ranks
 from training.compare import Comparison
 from training.data import prepare as preparation
 from training.data.batches import Rows
 from training.data.prepare import Split
 from training.evaluation import Labelled
-from training.fit import Fit
+from training.fit import Fit, device_of
 from training.plan import Plan
 from training.recipe import Recipe
+from training.start import Start
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -47,17 +48,27 @@ def prepare(context: typer.Context, recipe: Path, data: Data = Path("runs/data")
 def fit(
     context: typer.Context,
     recipe: Path,
+    *,
     out: Annotated[Path, typer.Option(help="The run's folder; a run killed there goes on.")],
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A complete run, whose weights and schema are gone on from.")
+    ] = None,
     data: Data = Path("runs/data"),
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe. `--tuning.lr 1e-3` and the like change single values."""
+    """Train a recipe. `--tuning.lr 1e-3` and the like change single values.
+
+    Under `torchrun` all its processes train it together.
+    """
     resolved = Recipe.load(recipe, context.args)
-    prepared = _prepared(resolved, data)
-    run = checkpoint.Run(out, resolved, prepared)
-    with progress() as bars:
-        Fit(resolved, prepared, run, bars)()
-    _show(run.metrics or {}, as_json)
+    old = None if start is None else Start.open(start, data, resolved)
+    with ranks.opened(device_of(resolved)) as all_ranks:
+        prepared = all_ranks.first(lambda: _prepared(resolved, data, old))
+        run = checkpoint.Run(out, resolved, prepared, all_ranks, start=None if old is None else old.digest)
+        with progress() if all_ranks.leads else Progress(disable=True) as bars:
+            Fit(resolved, prepared, run, bars, ranks=all_ranks, start=old)()
+    if all_ranks.leads:
+        _show(run.metrics or {}, as_json)
 
 
 @app.command()
@@ -173,8 +184,9 @@ def progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _prepared(recipe: Recipe, data: Path) -> preparation.Prepared:
-    return preparation.prepare(recipe.data.name, recipe.data.options, data)
+def _prepared(recipe: Recipe, data: Path, start: Start | None = None) -> preparation.Prepared:
+    fitted = None if start is None else start.fitted
+    return preparation.prepare(recipe.data.name, recipe.data.options, data, fitted)
 
 
 def _show(metrics: dict[str, Any], as_json: bool) -> None:

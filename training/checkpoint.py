@@ -4,7 +4,8 @@
 that is complete), `domains/<domain>.safetensors` (what tuning made of it), `calibration.json`,
 `scores.parquet` (`row`, `logit` and `general` of the test rows, as served), `metrics.json` (last, so it says
 that the run is complete), `log.jsonl` (a line an epoch), `tensorboard/`, and, while a stage is running,
-`state.pt`, from which a killed run goes on. Every file is replaced whole or not at all.
+`state.pt`, from which a killed run goes on. While several ranks tune a domain each, the others' are
+`state-<rank>.pt` and `log-<rank>.jsonl`. Every file is replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from service.contract.errors import RunError
 from service.contract.pack import GENERAL
 from training.data.prepare import Prepared
 from training.model import Model, build
+from training.ranks import ALONE, Ranks
 from training.recipe import Recipe, parse
 
 Floats = npt.NDArray[np.float64]
@@ -37,17 +39,33 @@ class Run:
     """One run's folder, made if need be.
 
     Raises:
-        RunError: the folder belongs to another recipe or other data.
+        RunError: the folder belongs to another recipe, other data, another number of ranks or another start.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, prepared: Prepared) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        prepared: Prepared,
+        ranks: Ranks = ALONE,
+        *,
+        start: str | None = None,
+    ) -> None:
         self.folder = folder
-        described = {"recipe": recipe.model_dump(mode="json"), "data": prepared.path.name}
+        self._suffix = "" if ranks.leads else f"-{ranks.rank}"
+        described: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "data": prepared.path.name}
+        if ranks.size > 1:  # a step's batch depends on it
+            described["processes"] = ranks.size
+        if start is not None:  # the digest of another run's weights, from which this one goes on
+            described["from"] = start
         path = folder / "recipe.json"
         if not path.exists():
             files.write(path, json.dumps(described, indent=1))
         elif json.loads(path.read_text()) != described:
-            raise RunError(f"{folder} holds a run of another recipe or other data; choose another folder")
+            raise RunError(
+                f"{folder} holds a run of another recipe, other data, another number of processes or another "
+                "start; choose another folder"
+            )
 
     @property
     def stage(self) -> str | None:
@@ -67,7 +85,11 @@ class Run:
 
     @property
     def _state(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / f"state{self._suffix}.pt"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / f"log{self._suffix}.jsonl"
 
     def domain_file(self, domain: str) -> Path:
         """Where a domain's tuned pack is, once it is."""
@@ -93,17 +115,25 @@ class Run:
         """Where the stage `key` stood when the run was killed; None if it had not begun."""
         if not self._state.exists():
             return None
-        state: dict[str, Any] = torch.load(self._state, weights_only=True)
+        state: dict[str, Any] = torch.load(self._state, map_location="cpu", weights_only=True)
         return state if state["key"] == key else None
 
     def log(self, lines: list[dict[str, Any]]) -> None:
         """Rewrite the log: a killed run leaves no line twice."""
-        files.write(self.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        files.write(self._log, "".join(json.dumps(line) + "\n" for line in lines))
 
     def logged(self) -> list[dict[str, Any]]:
         """The log so far."""
-        path = self.folder / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return _lines(self._log) if self._log.exists() else []
+
+    def logged_by_others(self) -> list[dict[str, Any]]:
+        """What other ranks logged of the domains that they tuned."""
+        return [line for path in sorted(self.folder.glob("log-*.jsonl")) for line in _lines(path)]
+
+    def forget_others(self) -> None:
+        """Remove their logs."""
+        for path in self.folder.glob("log-*.jsonl"):
+            path.unlink()
 
     def save_calibration(self, calibration: Mapping[str | None, tuple[float, float]]) -> None:
         """What makes each pack's logits mean what they say; the general pack's under its own name."""
@@ -173,7 +203,8 @@ def load(folder: Path, data: Path) -> tuple[Recipe, Prepared, Model, dict[str, A
     recipe = parse(Recipe, described["recipe"], str(path))
     prepared = Prepared.open(data / described["data"])
     model = build(recipe, prepared.schema, prepared.domains)
-    run = Run(folder, recipe, prepared)
+    ranks = Ranks(size=described.get("processes", 1))
+    run = Run(folder, recipe, prepared, ranks, start=described.get("from"))
     run.restore_complete(model)
     metrics = run.metrics
     if metrics is None:
@@ -197,6 +228,10 @@ def branch(source: Path, target: Path, recipe: Recipe, prepared: Prepared, anew:
         if domain != anew and (source / "domains" / f"{domain}.safetensors").exists():
             files.write(run.domain_file(domain), (source / "domains" / f"{domain}.safetensors").read_bytes())
     return run
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

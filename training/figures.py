@@ -58,6 +58,24 @@ def table(report: Mapping[str, Any]) -> str:
     return _markdown(lines)
 
 
+def beside(report: Mapping[str, Any], published: Mapping[str, Mapping[str, float]]) -> str:
+    """AUC of each domain, and what was published of the same model, as a Markdown table.
+
+    Args:
+        report: of a comparison.
+        published: AUC by row, then domain; rows that the report lacks are left out.
+    """
+    domains = [name for name in report["domains"] if all(name in row for row in published.values())]
+    lines = [["model", *(cell for name in domains for cell in (name, "published"))]]
+    lines.append(["---"] * len(lines[0]))
+    for name, aucs in published.items():
+        if name in report["rows"]:
+            row = report["rows"][name]
+            found = [(row[domain]["auc_mean"], aucs[domain]) for domain in domains]
+            lines.append([name, *(f"{auc:.4f}" for both in found for auc in both)])
+    return _markdown(lines)
+
+
 def pairs(report: Mapping[str, Any], question: str) -> str:
     """Differences of macro AUC between two rows each, under one question, as a Markdown table."""
     lines = [["model", "less", "macro AUC", "p"], ["---"] * 4]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from service.contract.errors import RunError
 from training.checkpoint import Run
 from training.data.batches import Rows
 from training.data.prepare import Prepared, Split
+from training.data.stream import Stream
 from training.distil import Student, Targets
 from training.evaluation import Labelled, calibrate, evaluate
 from training.grades import Grades
@@ -26,8 +28,11 @@ from training.loop import Journal, Loop, Pass
 from training.losses import click
 from training.metrics import auc, logloss
 from training.model import Model, build, joint_logits
+from training.paradigms._protocol import Paradigm
+from training.ranks import ALONE, Ranks
 from training.recipe import Recipe
 from training.stages import ALIGN, Stage
+from training.start import Start
 from training.tuning import tune
 
 _AT_WORK = 20
@@ -38,9 +43,9 @@ not wait for the disk after each epoch."""
 
 
 class _RunJournal(Journal):
-    """Writes into a run's folder."""
+    """Writes into a run's folder, and to TensorBoard where this rank does."""
 
-    def __init__(self, run: Run, board: SummaryWriter) -> None:
+    def __init__(self, run: Run, board: SummaryWriter | None) -> None:
         self.run, self.board = run, board
         self.log = run.logged()
         self.next = 0.0
@@ -57,6 +62,8 @@ class _RunJournal(Journal):
     def note(self, line: Mapping[str, Any]) -> None:
         """To the log and to TensorBoard."""
         self.log.append(dict(line))
+        if self.board is None:
+            return
         for name in ("loss", "valid_auc"):
             self.board.add_scalar(f"{line['stage']}/{name}", line[name], line["epoch"])
 
@@ -76,22 +83,45 @@ class _RunJournal(Journal):
         """The log is on disk."""
         self.run.log(self.log)
 
+    def gather(self) -> None:
+        """Take over what other ranks logged."""
+        known = {(line["stage"], line["epoch"]) for line in self.log}
+        for line in self.run.logged_by_others():
+            if (line["stage"], line["epoch"]) not in known:
+                self.note(line)
+        self.end()
+        self.run.forget_others()
+
 
 class Fit:
     """Runs the stages of a recipe in its folder, from wherever an earlier run was killed.
 
     What a stage does follows from the seed, its name and the epoch alone, so a run that was killed and
     resumed ends with the same weights, bit by bit, as one that was not.
+
+    Several ranks train the stages over all domains together, and tune a part of the domains each. All have
+    the same model afterwards. Aligning and evaluating are the first one's alone.
     """
 
     def __init__(
-        self, recipe: Recipe, prepared: Prepared, run: Run, progress: Progress, train: Rows | None = None
+        self,
+        recipe: Recipe,
+        prepared: Prepared,
+        run: Run,
+        progress: Progress,
+        train: Rows | Stream | None = None,
+        *,
+        ranks: Ranks = ALONE,
+        start: Start | None = None,
     ) -> None:
         torch.set_num_threads(recipe.threads)
         self.recipe, self.prepared, self.run, self.progress = recipe, prepared, run, progress
+        self.ranks, self.start = ranks, start
         if unknown := recipe.tuning.lr_of.keys() - set(prepared.domains):
             raise RunError(f"tuning.lr_of names domains that do not exist: {', '.join(sorted(unknown))}")
         self.model = build(recipe, prepared.schema, prepared.domains)
+        if start is not None:
+            start.begin(self.model)
         self.device = device_of(recipe)
         self.model.paradigm.to(self.device)
         if sum(stage.rows == "each domain" for stage in self.model.paradigm.stages()) > 1:
@@ -105,32 +135,61 @@ class Fit:
                 "representation is distilled; set distil.representation to 0"
             )
         self.given, self.valid = train, self._rows("valid")
-        self.loop = Loop(recipe.seed, progress, precision=getattr(torch, recipe.precision))
+        precision = getattr(torch, recipe.precision)
+        self.loop = Loop(recipe.seed, progress, precision=precision, ranks=ranks)
+        self.alone = self.loop if ranks.size == 1 else Loop(recipe.seed, progress, precision=precision)
 
     @cached_property
-    def rows(self) -> Rows:
-        """Rows to train on, with a teacher's targets where the recipe has one."""
+    def rows(self) -> Rows | Stream:
+        """Rows to train on, with a teacher's targets where the recipe has one.
+
+        Raises:
+            RunError: they come from the disk, and the recipe wants what only rows in memory have.
+        """
         if self.given is not None:
             return self.given
+        if self.prepared.blocks is not None:
+            self._can_stream()
+            return Stream.open(self.prepared.blocks)
         rows = self._rows("train")
         if self.recipe.distil is None:
             return rows
         teachers, data = self.run.folder.parent / "teachers", self.prepared.path.parent
-        targets = Targets.make(self.recipe.distil, teachers, data, self.progress)
+        distil = self.recipe.distil
+        targets = self.ranks.first(lambda: Targets.make(distil, teachers, data, self.progress))
         return replace(rows, target=targets.of(self.prepared.split("train")))
+
+    def _can_stream(self) -> None:
+        wants = [name for name in ("align", "distil", "grades") if getattr(self.recipe, name) is not None]
+        if type(self.model.paradigm).batches is not Paradigm.batches:
+            wants.append(f"paradigm.{self.recipe.paradigm.name}")
+        if wants:
+            raise RunError(
+                f"source {self.prepared.about.source} gives its rows in parts, and the recipe has what wants "
+                f"all of them in memory: {', '.join(wants)}"
+            )
+
+    @property
+    def _in_memory(self) -> Rows:
+        if isinstance(self.rows, Stream):
+            raise RunError("the recipe wants all training rows in memory, and they are streamed")
+        return self.rows
 
     @cached_property
     def grades(self) -> Grades | None:
         """How the training rows' grades teach, where the recipe has them do so."""
         if self.recipe.grades is None:
             return None
-        return Grades.of(self.rows.to(self.device), len(self.model.domains), self.recipe.grades.weight)
+        rows = self._in_memory.to(self.device)
+        return Grades.of(rows, len(self.model.domains), self.recipe.grades.weight)
 
     def __call__(self) -> Model:
         """Train what is not trained yet, evaluate, and return the model."""
         if self.run.metrics is None:
             self.train()
-            self._finish()
+            if self.ranks.leads:
+                self._finish()
+            self.ranks.wait()
         self.run.restore_complete(self.model)
         return self.model
 
@@ -143,8 +202,10 @@ class Fit:
                 joint.insert(0, ALIGN)
             done = self.run.stage
             self.run.restore(self.model)
-            with SummaryWriter(str(self.run.folder / "tensorboard")) as board:
-                self.loop.journal = _RunJournal(self.run, board)
+            self.ranks.wait()  # nobody writes before all have read
+            with self._board() as board:
+                journal = self.alone.journal = _RunJournal(self.run, board)
+                self.loop.journal = journal if self.ranks.leads else Journal()
                 if self.recipe.align is not None and done is None:
                     self._align()
                 for stage in stages:
@@ -152,9 +213,16 @@ class Fit:
                         self._each_domain(stage)
                     elif done is None or joint.index(stage.name) > joint.index(done):
                         self._all_domains(stage)
+                self.ranks.wait()
+                if self.ranks.size > 1 and self.ranks.leads:
+                    journal.gather()
         # What is evaluated is what was saved, and so what will be exported.
         self.run.restore(self.model)
         return self.model
+
+    def _board(self) -> SummaryWriter | nullcontext[None]:
+        folder = self.run.folder / "tensorboard"
+        return SummaryWriter(str(folder)) if self.ranks.leads else nullcontext()
 
     def _finish(self) -> None:
         """Calibrate, evaluate, and say that the run is complete."""
@@ -178,11 +246,15 @@ class Fit:
     def _align(self) -> None:
         from training.align import aligning  # noqa: PLC0415 - only this stage needs a library of language models
 
-        torch.manual_seed(self.recipe.seed)
-        paradigm = self.model.paradigm
-        rows = {"train": self.rows, "valid": self.valid}
-        self.loop(aligning(self.recipe, self.prepared, paradigm, **rows, device=self.device))
-        self.run.save_weights(ALIGN, paradigm.state_dict())
+        rows = {"train": self._in_memory, "valid": self.valid}
+        if self.ranks.leads:
+            torch.manual_seed(self.recipe.seed)
+            paradigm = self.model.paradigm
+            self.alone(aligning(self.recipe, self.prepared, paradigm, **rows, device=self.device))
+            self.run.save_weights(ALIGN, paradigm.state_dict())
+        self.ranks.wait()
+        if not self.ranks.leads:
+            self.run.restore(self.model)
 
     def _all_domains(self, stage: Stage) -> None:
         paradigm, general, distil = self.model.paradigm, len(self.model.domains), self.recipe.distil
@@ -207,7 +279,7 @@ class Fit:
             return total if extra is None else total + extra
 
         def score() -> float:
-            found = joint_logits(paradigm, valid).numpy()
+            found = self.ranks.spread(valid, partial(joint_logits, paradigm)).numpy()
             label, domain = self.valid.label.numpy(), self.valid.domain.numpy()
             aucs = np.array([auc(found[domain == at], label[domain == at]) for at in range(general)])
             defined = aucs[~np.isnan(aucs)]
@@ -220,17 +292,22 @@ class Fit:
             module = student.to(self.device)
             trains = frozenset({f"paradigm.{name}" for name in trains} | student.own)
         self.loop(Pass(stage.name, module, trains, self.recipe.joint, train, loss, score, paradigm.batches))
-        self.run.save_weights(stage.name, paradigm.state_dict())
+        if self.ranks.leads:
+            self.run.save_weights(stage.name, paradigm.state_dict())
 
     def _each_domain(self, stage: Stage) -> None:
-        for at, domain in enumerate(self.model.domains):
+        for at in self.ranks.split(self.rows.counts(len(self.model.domains))):
+            domain = self.model.domains[at]
             if domain not in self.model.tuned:
                 self._tune(stage, domain, self.rows.of(at), self.valid.of(at))
 
-    def _tune(self, stage: Stage, domain: str, train: Rows, valid: Rows) -> None:
+    def _tune(self, stage: Stage, domain: str, train: Rows | Stream, valid: Rows) -> None:
         """Train a domain's pack on its rows, from the pack it has; nothing shared moves."""
         servable = self.model.paradigm.servable()
-        servable.load_state_dict(self.model.pack(domain), strict=False)
+        pack = self.model.pack(domain)
+        if self.start is not None:
+            pack = self.start.tuned(domain, pack, stage.trains)
+        servable.load_state_dict(pack, strict=False)
         tune(
             servable,
             stage.trains,
@@ -238,7 +315,7 @@ class Fit:
             domain=domain,
             train=train,
             valid=valid,
-            loop=self.loop,
+            loop=self.alone,
             stage=stage.name,
             distil=self.recipe.distil,
             grades=self.grades,

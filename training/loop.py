@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,11 +14,14 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from training.data.batches import Rows
+from training.data.stream import Stream, after
+from training.exchange import Exchange
+from training.ranks import ALONE, Ranks
 from training.recipe import Optimisation
 from training.stages import train_mode, training_only
 
 
-def in_any_order(rows: Rows, size: int, seed: int) -> Iterator[Rows]:
+def in_any_order(rows: Rows | Stream, size: int, seed: int) -> Iterator[Rows]:
     """Batches of shuffled rows."""
     return rows.shuffled(seed).batches(size)
 
@@ -32,12 +34,13 @@ class Pass:
     module: nn.Module
     trains: frozenset[str]
     options: Optimisation
-    rows: Rows
+    rows: Any
+    """`Rows`, or a `Stream` of them: what `batches` takes."""
     loss: Callable[[Rows], Tensor]
     score: Callable[[], float]
     """AUC on validation, to choose the epoch by; minus the log loss where one class is missing, and minus
     its own loss for a stage that reads no labels."""
-    batches: Callable[[Rows, int, int], Iterator[Rows]] = in_any_order
+    batches: Callable[[Any, int, int], Iterator[Rows]] = in_any_order
     """An epoch's batches of some size, in an order that a seed decides."""
     pull_to_start: bool = False
     """L2 draws a parameter to where it started instead of to zero: rows of a table that no batch touches
@@ -101,7 +104,8 @@ class Loop:
     """Adam with early stopping.
 
     Batches and dropout follow from the seed, the pass's key and the epoch alone. Matrices are multiplied in
-    `precision`, where the module is.
+    `precision`, where the module is. Several ranks share each batch, which is as many times larger; only the
+    first one's journal is asked and told.
     """
 
     def __init__(
@@ -110,8 +114,9 @@ class Loop:
         progress: Progress,
         journal: Journal | None = None,
         precision: torch.dtype = torch.float32,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.seed, self.progress, self.precision = seed, progress, precision
+        self.seed, self.progress, self.precision, self.ranks = seed, progress, precision, ranks
         self.journal = journal or Journal()
 
     def __call__(self, work: Pass) -> Outcome:
@@ -130,11 +135,12 @@ class Loop:
                 fused=True,
             )
             start = [parameter.detach().clone() for parameter in parameters] if work.pull_to_start else []
-            state = journal.resume(work.key)
+            state = self.ranks.agreed(journal.resume(work.key))
             if state is None:
                 at = Standing(0, 0, self._score(work), _tensors(module, moving))
             else:
-                start, at = state["start"], Standing(**state["standing"])
+                start = [origin.to(device(module)) for origin in state["start"]]
+                at = Standing(**state["standing"])
                 module.load_state_dict(state["module"], strict=False)
                 optimiser.load_state_dict(state["optimiser"])
 
@@ -156,7 +162,7 @@ class Loop:
                 for _ in self.steps(work, at, optimiser, start):
                     if journal.due():
                         save()
-                        self.progress.update(bar, completed=at.epoch + at.steps / _steps_of(work))
+                        self.progress.update(bar, completed=at.epoch + at.steps / self._steps_of(work))
                 loss = float(at.total) / max(at.steps, 1)
                 seconds = round(time.perf_counter() - began, 3)
                 at.epoch, at.steps, at.total, at.generators = at.epoch + 1, 0, torch.zeros(()), ()
@@ -184,38 +190,57 @@ class Loop:
         """The steps of an epoch that are not done yet, one at a time."""
         options = work.options
         text = f"{self.seed}/{work.key}/{at.epoch + 1}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        seed = _seed(text)
         torch.manual_seed(seed)
         _resume(at.generators)
         train_mode(work.module)
         normalised = any(isinstance(m, nn.BatchNorm1d) and m.training for m in work.module.modules())
-        parameters = optimiser.param_groups[0]["params"]
-        batches = work.batches(work.rows, options.batch, seed)
-        for batch in islice(batches, at.steps, None):
-            if len(batch) == 1 and normalised:
-                continue  # a BatchNorm has no statistics of one row
+        parameters, ranks = optimiser.param_groups[0]["params"], self.ranks
+        exchange = Exchange(ranks, work.module, parameters) if ranks.size > 1 else None
+        batches = work.batches(work.rows, options.batch * ranks.size, seed)
+        for batch in after(batches, at.steps):
+            if len(batch) // ranks.size < 1 + normalised:
+                continue  # a rank would have no row, or a BatchNorm no statistics, which it has not of one
+            if exchange is not None:
+                # Not where the last step left them: so the ranks' states differ in nothing.
+                torch.manual_seed(_seed(f"{text}/{at.steps}/{ranks.rank}"))
             optimiser.zero_grad()
-            for part in batch.batches(math.ceil(len(batch) / options.accumulate)):
-                with self._precision(work.module):
-                    loss = work.loss(part)
-                if len(part) < len(batch):
-                    loss = loss * (len(part) / len(batch))
-                torch.autograd.backward(loss)
-                at.total = at.total.to(loss.device) + loss.detach()
+            losses = self._backward(work, ranks.share(batch), len(batch))
+            if exchange is not None:
+                losses = [exchange(batch, losses)]
+            for loss in losses:
+                at.total = at.total.to(loss.device) + loss
             if work.pull_to_start and options.l2:
                 for parameter, origin in zip(parameters, start, strict=True):
                     parameter.grad.add_(parameter.detach() - origin, alpha=options.l2)
             if options.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, options.clip)
-            done = (at.epoch + at.steps / _steps_of(work)) / options.epochs
+            done = (at.epoch + at.steps / self._steps_of(work)) / options.epochs
             optimiser.param_groups[0]["lr"] = options.lr * _share(options, done)
             optimiser.step()
             at.steps += 1
             yield
 
+    def _backward(self, work: Pass, own: Rows, rows: int) -> list[Tensor]:
+        """Add to gradients what rows contribute to the loss of a batch of `rows`; the parts of that loss."""
+        losses = []
+        for part in own.batches(math.ceil(len(own) / work.options.accumulate)):
+            with self._precision(work.module):
+                loss = work.loss(part)
+            if len(part) < rows:
+                loss = loss * (len(part) / rows)
+            torch.autograd.backward(loss)
+            losses.append(loss.detach())
+        return losses
+
+    def _steps_of(self, work: Pass) -> float:
+        """An epoch's steps; the last one may be a part."""
+        return len(work.rows) / (work.options.batch * self.ranks.size)
+
     def _score(self, work: Pass) -> float:
         with self._precision(work.module):
-            return work.score()
+            # All must choose the same epoch, and stop after the same.
+            return self.ranks.agreed(work.score())
 
     def _precision(self, module: nn.Module) -> torch.autocast:
         reduced = self.precision != torch.float32
@@ -227,9 +252,9 @@ def device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _steps_of(work: Pass) -> float:
-    """An epoch's steps; the last one may be a part."""
-    return len(work.rows) / work.options.batch
+def _seed(text: str) -> int:
+    """A seed that a text decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
 
 def _share(options: Optimisation, done: float) -> float:

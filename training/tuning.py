@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from service.contract.errors import RunError
 from training.data.batches import Rows
+from training.data.stream import Stream
 from training.grades import Grades
 from training.loop import Loop, Outcome, Pass, device
 from training.losses import click
@@ -23,7 +24,7 @@ def tune(
     options: Tuning,
     *,
     domain: str,
-    train: Rows,
+    train: Rows | Stream,
     valid: Rows,
     loop: Loop,
     stage: str = "tuning",

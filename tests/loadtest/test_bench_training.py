@@ -47,12 +47,32 @@ def test_the_report_has_its_shape_and_says_who_is_missing(
         assert str(tmp_path / "python") in report["missing"][rival]
     assert (report["rounds"], report["batches"], report["batch"], report["threads"]) == (2, 1, 2048, 1)
     assert report["rows"] == 2048
+    assert report["backbone"] == "deepfm"
+    assert report["peak_mb"]["mdctr"] > 50
     assert {"mdctr", "torch", "numpy"} <= report["versions"].keys()
 
     shown = StringIO()
     show(report, Console(file=shown, width=120))
     assert f"{rates['bare']:,.0f}" in shown.getvalue()
     assert "fuxictr did not run" in shown.getvalue()
+
+
+def test_another_backbone_is_trained_and_the_bare_loop_does_not_have_it(
+    recipe: Recipe, data_root: Path, tmp_path: Path
+) -> None:
+    report = bench(
+        recipe.model_copy(update={"backbone": Choice(name="dcn")}),
+        tmp_path / "report.json",
+        data=data_root,
+        rounds=1,
+        batches=1,
+        python=tmp_path / "python",
+    )
+    assert report["backbone"] == "dcn"
+    assert report["rows_per_s"]["mdctr"] > 0
+    assert report["rows_per_s"]["bare"] is None
+    assert report["ratio_to_bare"] is None
+    assert report["missing"]["bare"] == "it has no dcn"
 
 
 def pairs(ours: Mix, theirs: BareDeepFM) -> list[tuple[torch.Tensor, torch.Tensor]]:

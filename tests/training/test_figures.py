@@ -37,3 +37,20 @@ def test_what_was_not_tuned_has_an_empty_cell() -> None:
         "| teacher | 0.6000 | 0.6100 | 0.6200 |\n"
         "| mix | 0.5000 | 0.5000 |  |\n"
     )
+
+
+def test_what_was_published_stands_beside_what_was_measured() -> None:
+    report = {"domains": ["a", "b"], "rows": {"mix": {"a": {"auc_mean": 0.7}, "b": {"auc_mean": 0.6}}}}
+    published = {"mix": {"b": 0.65, "a": 0.71}, "not run": {"a": 0.5, "b": 0.5}}
+    assert figures.beside(report, published) == (
+        "| model | a | published | b | published |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        "| mix | 0.7000 | 0.7100 | 0.6000 | 0.6500 |\n"
+    )
+
+
+def test_pairs_have_a_sign_and_a_corrected_p() -> None:
+    pair = {"row": "plate", "less": "mix", "difference": 0.00412, "p": 0.04321}
+    assert figures.pairs({"pairs": {"asked": [pair]}}, "asked") == (
+        "| model | less | macro AUC | p |\n| --- | --- | --- | --- |\n| plate | mix | +0.0041 | 0.043 |\n"
+    )

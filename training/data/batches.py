@@ -75,6 +75,15 @@ class Rows:
         """The rows of one domain."""
         return self[self.domain == domain]
 
+    def counts(self, domains: int) -> list[int]:
+        """How many rows each of the D domains has."""
+        counts: list[int] = torch.bincount(self.domain, minlength=domains).tolist()
+        return counts
+
+    def copied(self) -> Rows:
+        """The same rows in memory of their own."""
+        return self._each(torch.clone)
+
     def shuffled(self, seed: int) -> Rows:
         """All rows in an order that `seed` decides."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))

@@ -8,8 +8,11 @@
       items.parquet                              every item once, with `text` where there is one
       schema.json                                the `FeatureSchema`, fitted on train.parquet alone
       data.json                                  `About`: where it came from, what it holds, what was dropped
+      train/                                     the training rows encoded (`training.data.blocks`), where the
+                                                 source gives its rows in parts
 
-The print covers the source, its options and its input's checksum, so a folder never has to be overwritten.
+The print covers the source, its options and its input's checksum, and the model that rows are prepared for if
+there is one already, so a folder never has to be overwritten.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -29,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from service.contract import files, plugins
+from service.contract import plugins
 from service.contract.errors import RunError
 from service.contract.field import Column, Scope
 from service.contract.schema import FeatureSchema
@@ -40,8 +43,6 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 _FORMAT: Literal[1] = 1
 """Rises when the same source and options come to mean other files."""
-_KNOWN = ("split", "time", "probability", "user.id", "position", "propensity", "grade")
-"""Columns that not every source has, and that are kept."""
 BY_TIME = (0.8, 0.9)
 """Where, of all rows in the order of time, validation and test begin."""
 
@@ -138,24 +139,41 @@ class Prepared:
         """The rows of one split, in the source's order."""
         return pl.read_parquet(self.path / f"{name}.parquet")
 
+    @property
+    def blocks(self) -> Path | None:
+        """The folder of the encoded training rows; None where they fit into memory."""
+        path = self.path / "train"
+        return path if path.is_dir() else None
+
     def items(self) -> pl.DataFrame:
         """Every item once, with or without rows."""
         return pl.read_parquet(self.path / "items.parquet")
 
 
-def prepare(source: str, options: Mapping[str, object], root: Path) -> Prepared:
+@dataclass(frozen=True)
+class Fitted:
+    """What a model knows already, and new rows are prepared for."""
+
+    schema: FeatureSchema
+    domains: tuple[str, ...]
+
+
+def prepare(source: str, options: Mapping[str, object], root: Path, fitted: Fitted | None = None) -> Prepared:
     """Load a source, split its rows, fit the schema on the training rows, and write it all into `root`.
 
-    The folder appears whole or not at all. If it is there already, it is opened as it is.
+    The folder appears whole or not at all. If it is there already, it is opened as it is. Of a source that
+    has its rows in parts, one is held in memory at a time, with the rows of validation and test.
 
     Args:
         source: name of a module of `training.data.sources`, or a dotted module.
         options: its options.
         root: the folder to put the prepared folder in.
+        fitted: the schema to keep, with its domains, rather than to fit one.
 
     Raises:
         UnknownOption: there is no such source.
-        RunError: an option is wrong, the data is not there, or it is not what a source promises.
+        RunError: an option is wrong, the data is not there, it is not what a source promises, or does not go
+            with what is fitted.
         SchemaError: a value does not fit its field.
     """
     module = plugins.load("training.data.sources", source)
@@ -166,10 +184,11 @@ def prepare(source: str, options: Mapping[str, object], root: Path) -> Prepared:
     opened = cast("Source", module.open(chosen))
     checksum = opened.checksum if isinstance(opened, Checksummed) else None
     plain = chosen.model_dump(mode="json")
-    identity = json.dumps([_FORMAT, source, plain, checksum], sort_keys=True)
+    known = [] if fitted is None else [fitted.schema.fingerprint, fitted.domains]
+    identity = json.dumps([_FORMAT, source, plain, checksum, *known], sort_keys=True)
     path = root / f"{source}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     if not path.exists():
-        _write(path, opened, source, plain, checksum)
+        _write(path, opened, (source, plain, checksum), fitted)
     return Prepared.open(path)
 
 
@@ -252,128 +271,8 @@ def _matrix(series: pl.Series) -> npt.NDArray[Any] | None:
 
 
 def _write(
-    path: Path, source: Source, name: str, options: dict[str, JsonValue], checksum: str | None
+    path: Path, source: Source, origin: tuple[str, dict[str, JsonValue], str | None], fitted: Fitted | None
 ) -> None:
-    """Fill the folder `path` with what `source`, called `name`, gives."""
-    given, items = source.interactions(), _items(source, name)
-    frame, dropped = _cleaned(given.frame, items, source, name)
-    parts = {split: frame.filter(pl.col("split") == split).drop("split") for split in SPLITS}
-    for split, rows in parts.items():
-        if rows.is_empty():
-            raise RunError(f"source {name}: no rows for {split}")
-    domains = tuple(sorted(frame["domain"].unique()))
-    train, test = parts["train"], parts["test"]
-    schema = FeatureSchema.fit(
-        source.fields, {field.key: as_column(train[field.key]) for field in source.fields}
-    )
-    about = About(
-        source=name,
-        options=options,
-        checksum=checksum,
-        protocol=given.protocol,
-        domains=domains,
-        parts={domain: {split: _part(rows, domain) for split, rows in parts.items()} for domain in domains},
-        dropped={**given.dropped, **dropped},
-        oracle_auc=_oracle(test, domains) if "probability" in test else {},
-        unseen={key: _unseen(train[key], test[key]) for key in ("user.id", "item.id") if key in train},
-    )
-    with files.new_folder(path) as folder:
-        for split, rows in parts.items():
-            rows.write_parquet(folder / f"{split}.parquet")
-        items.write_parquet(folder / "items.parquet")
-        schema.save(folder / "schema.json")
-        files.write(folder / "data.json", about.model_dump_json(indent=2))
+    from training.data.writing import Origin, write  # noqa: PLC0415 - it is made of what is here
 
-
-def _items(source: Source, name: str) -> pl.DataFrame:
-    """What a source promises of its items, each of them once."""
-    items = source.items()
-    promised = dict.fromkeys(["item.id", *(field.key for field in source.fields if field.owner == "item")])
-    _require(items, promised, f"source {name}: items")
-    if items["item.id"].null_count() or items["item.id"].is_duplicated().any():
-        raise RunError(f"source {name}: an item id is missing, or repeats")
-    return items.select(*promised, *(["text"] if "text" in items else []))
-
-
-def _cleaned(
-    frame: pl.DataFrame, items: pl.DataFrame, source: Source, name: str
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Usable rows with the promised columns, `split` and no other; and how many were dropped, by reason."""
-    place = f"source {name}: interactions"
-    own = [field.key for field in source.fields if field.owner != "item"]
-    _require(frame, ["domain", "label", "item.id", *own], place)
-    if "split" not in frame and "time" not in frame:
-        raise RunError(f"{place} have neither `split` nor `time` to split by")
-    known = [key for key in _KNOWN if key in frame]
-    kept = dict.fromkeys(["domain", "label", *known, *own, "item.id"])
-    usable = {
-        "no label": pl.col("label").is_not_null(),
-        "no domain": pl.col("domain").is_not_null(),
-        "item not among the items": pl.col("item.id").is_in(items["item.id"].to_list()),
-    }
-    if "split" in frame:
-        usable["unknown split"] = pl.col("split").is_in(SPLITS)
-    else:
-        usable["no time"] = pl.col("time").is_not_null()
-    frame = frame.select(pl.int_range(pl.len(), dtype=pl.Int64).alias("row"), *kept)
-    dropped = {}
-    for reason, condition in usable.items():
-        before = frame.height
-        frame = frame.filter(condition)
-        if frame.height < before:
-            dropped[reason] = before - frame.height
-    if frame.is_empty():
-        raise RunError(f"{place} have no usable rows")
-    if not frame["label"].is_in([0, 1]).all():
-        raise RunError(f"{place} have labels other than 0 and 1")
-    frame = _renamed(frame, place)
-    if "split" not in frame:
-        frame = _split_by_time(frame)
-    described = items.drop("text", strict=False)
-    return frame.join(described, on="item.id", how="left", maintain_order="left"), dropped
-
-
-def _require(frame: pl.DataFrame, promised: Iterable[str], place: str) -> None:
-    missing = [column for column in promised if column not in frame]
-    if missing:
-        raise RunError(f"{place} lack {', '.join(missing)}")
-
-
-def _renamed(frame: pl.DataFrame, place: str) -> pl.DataFrame:
-    """The frame with every domain's name as `domain_name` makes it."""
-    names = {raw: domain_name(raw) for raw in sorted(frame["domain"].unique())}
-    if len(set(names.values())) < len(names):
-        raise RunError(f"{place} have domains whose names become the same: {', '.join(names)}")
-    return frame.with_columns(pl.col("domain").replace_strict(names, return_dtype=pl.String))
-
-
-def _split_by_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows of one moment stay together, so nothing in training is as late as anything in validation."""
-    times = frame["time"].sort()
-    valid, test = (times[int(part * len(times))] for part in BY_TIME)
-    late = pl.when(pl.col("time") < test).then(pl.lit("valid")).otherwise(pl.lit("test"))
-    return frame.with_columns(split=pl.when(pl.col("time") < valid).then(pl.lit("train")).otherwise(late))
-
-
-def _part(rows: pl.DataFrame, domain: str) -> Part:
-    labels = rows.filter(pl.col("domain") == domain)["label"]
-    return Part(rows=len(labels), positive=cast("float | None", labels.mean()))
-
-
-def _unseen(train: pl.Series, test: pl.Series) -> Unseen:
-    known = train.unique().to_list()
-    ids = cast("float", (~test.unique().is_in(known)).mean())
-    return Unseen(ids=ids, rows=cast("float", (~test.is_in(known)).mean()))
-
-
-def _oracle(test: pl.DataFrame, domains: Sequence[str]) -> dict[str, float]:
-    """AUC of `probability` by domain: the rank sum of the clicks (Mann-Whitney), ties at their mean rank."""
-    ranked = test.with_columns(rank=pl.col("probability").rank("average").over("domain"))
-    found = {}
-    for domain in domains:
-        rows = ranked.filter(pl.col("domain") == domain)
-        clicks = rows.filter(pl.col("label") == 1)["rank"]
-        pairs = len(clicks) * (rows.height - len(clicks))
-        if pairs:
-            found[domain] = (float(clicks.sum()) - len(clicks) * (len(clicks) + 1) / 2) / pairs
-    return found
+    write(path, source, Origin(*origin), fitted)

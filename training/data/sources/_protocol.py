@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import polars as pl
 
@@ -54,5 +55,23 @@ class Source(Protocol):
 
         Where there are words: `name`, short, for an item in a history, and `text`, all that a language model
         is to read of it; both strings.
+        """
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A source of more rows than fit into memory: what else it has, beside what every source has.
+
+    Its training rows are streamed from the disk, epoch by epoch (`training.data.stream`).
+    """
+
+    def parts(self) -> Iterator[Interactions]:
+        """All rows, some at a time, each time with the same columns, of which one is `split`.
+
+        A part is held in memory while it is prepared, and so are all rows of `valid` and `test`.
+
+        Raises:
+            RunError: the data is not there, or not what its checksum says.
         """
         ...
