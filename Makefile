@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench engine-check bench-training bench-stream bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-student bench-exposures bench-gpu simulate-experiments loadtest locust coverage test test-all lint clean
+.PHONY: help demo bench engine-check bench-training bench-stream bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-student bench-exposures bench-gpu simulate-experiments results loadtest locust coverage test test-all lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -80,6 +80,10 @@ results-kuairand-models: ## Nine paradigms on KuaiRand [MDCTR_DATA_DIR=folder]
 results-synthetic-100: ## The same on a hundred simulated domains
 results-csamp: ## Text aligned into models of ids [MDCTR_DATA_DIR=folder] [an hour on 2 cores]
 results-uni-ctr: ## A language model as teacher, its student, and models of ids [MDCTR_DATA_DIR=folder] [a GPU]
+results: export OMP_NUM_THREADS = 1
+results: $(READY) ## Every model on the same rows, three data sets [MDCTR_DATA_DIR=folder] [hours on 2 cores]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m training compare training/plans/results.yaml --out runs/results $(ARGS)
+
 results-%: export OMP_NUM_THREADS = 1
 results-%: $(READY)
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m training compare 'training/plans/$(subst -,_,$*).yaml' \

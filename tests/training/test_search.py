@@ -5,19 +5,19 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from training.search import Search, Study, best
+from training.search import Search, Setting, Study, best
 
 SEARCH = Search(trials=12, lr=(1e-4, 1e-1), l2=(1e-6, 1e-3), epochs=(1, 5))
 
 
-def score(setting: dict[str, float]) -> float:
+def score(setting: Setting) -> float:
     """Highest at a rate of 1e-2, whatever else."""
     return -abs(math.log10(setting["lr"]) + 2)
 
 
-def searched(trials: int) -> list[tuple[dict[str, float], float]]:
+def searched(trials: int) -> list[tuple[Setting, float]]:
     study = Study(SEARCH, 0, {"schedule": "linear"})
-    first = {"lr": 1e-3, "l2": 1e-5, "epochs": 2}
+    first: Setting = {"lr": 1e-3, "l2": 1e-5, "epochs": 2}
     tried = [(first, score(first))]
     study.tell(*tried[0])
     for _ in range(trials):
@@ -46,13 +46,13 @@ def test_later_settings_are_nearer_to_the_best_than_those_at_random() -> None:
 
 
 def test_a_setting_out_of_bounds_or_without_a_score_teaches_nothing() -> None:
-    def asked(*told: tuple[dict[str, float], float]) -> dict[str, float]:
+    def asked(*told: tuple[Setting, float]) -> Setting:
         study = Study(SEARCH, 0, {})
         for setting, reached in told:
             study.tell(setting, reached)
         return study.ask()
 
-    inside = {"lr": 1e-2, "l2": 1e-5, "epochs": 2}
+    inside: Setting = {"lr": 1e-2, "l2": 1e-5, "epochs": 2}
     nothing = [(inside | {"lr": 1.0}, 1.0), (inside, math.nan), ({"lr": 1e-2}, 1.0)]
     assert asked(*nothing) == asked()
 
