@@ -65,9 +65,9 @@ def assign(
         for experiment in layer.experiments:
             if experiment.slice[0] <= at < experiment.end(now) and _meant(experiment, domain, fields):
                 arm = _arm(experiment, unit)
-                if experiment.arms[arm].stopped:
-                    break
-                found.append(Assignment(name, experiment.name, arm, layer.unit, experiment.arms[arm]))
+                change = experiment.arms[arm]
+                if not change.stopped:
+                    found.append(Assignment(name, experiment.name, arm, layer.unit, change))
                 break
     return tuple(found)
 
@@ -96,9 +96,12 @@ def _meant(experiment: Experiment, domain: str, fields: Fields) -> bool:
     """Whether an experiment is about such requests."""
     if experiment.domains is not None and domain not in experiment.domains:
         return False
-    return not experiment.targets or all(
-        _is_one(fields.get(owner, {}).get(name), values) for owner, name, values in experiment.targets
-    )
+    for owner, name, values in experiment.targets:
+        given = fields.get(owner, {}).get(name)
+        # What is most often given, without a call.
+        if given not in values if type(given) is str else not _is_one(given, values):
+            return False
+    return True
 
 
 def _is_one(given: object, values: frozenset[str]) -> bool:
