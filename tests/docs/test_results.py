@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import polars as pl
 import pytest
 
 from loadtest import bench, bench_csamp, bench_domains, bench_models, bench_swap
-from training.figures import differences, newcomers, table
+from training.figures import beside, differences, newcomers, pairs, table
 
 DOCS = Path("docs")
 PAGES = {"results-kuairand-models": "models", "results-uni-ctr": "uni-ctr", "results-csamp": "csamp"}
@@ -28,6 +29,23 @@ def test_a_table_is_its_reports(report: Path) -> None:
     for part in (found[name] for name in found.get("subjects", ())):
         assert differences(part) in page
         assert "unseen" not in part or newcomers(part) in page
+
+
+def test_the_page_of_every_model_is_its_reports() -> None:
+    page = (DOCS / "results.md").read_text()
+    report = json.loads((DOCS / "figures" / "results.json").read_text())
+    published = json.loads((DOCS / "figures" / "published-douban.json").read_text())
+    every = pl.read_parquet(DOCS / "figures" / "results.parquet")
+    for name in report["subjects"]:
+        part = report[name]
+        assert table(part) in page
+        assert all(pairs(part, question) in page for question in part["pairs"])
+        macro = every.filter(data=name, domain="macro").group_by("model").agg(pl.col("auc").mean(), pl.len())
+        assert set(macro["model"]) == part["rows"].keys()
+        for model, auc, seeds in macro.rows():
+            assert auc == pytest.approx(part["rows"][model]["macro"]["auc_mean"])
+            assert seeds >= 3
+    assert beside(report["douban"], published["rows"]) in page
 
 
 @pytest.mark.parametrize(
