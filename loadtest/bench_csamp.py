@@ -20,10 +20,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from loadtest import bench_models
 from loadtest.bench_models import Size
+from loadtest.sheet import Sheet
 from service.contract import files
 from service.contract.errors import RunError
 from training import text
@@ -105,23 +105,17 @@ def ratios(report: Mapping[str, Any], models: Mapping[str, str]) -> dict[str, An
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table of a page."""
-    heads, lines = _table(report)
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return _table(report).markdown()
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A row a model."""
-    heads, lines = _table(report)
-    table = Table(*heads)
-    for cells in lines:
-        table.add_row(*cells)
-    console.print(table)
+    _table(report).show(console)
     for note in report["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _table(report: Mapping[str, Any]) -> Sheet:
     times = f"times that of {next(iter(report['models']))}"
     heads = ["model", "p50, ms", times, "95 %", "p99, ms", times, "95 %", "answers"]
     lines = []
@@ -131,7 +125,7 @@ def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             ratio, low, high = found[f"{share}_ratio"]
             cells += [f"{found[f'{share}_ms']:.2f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}"]
         lines.append([*cells, f"{found['answers']:,}"])
-    return heads, lines
+    return Sheet(heads, lines)
 
 
 def _recipe(name: str) -> dict[str, Any]:

@@ -32,11 +32,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from loadtest.closed import Closed
 from loadtest.cores import conditions, divide, on
 from loadtest.fleet import BenchError, Fleet
+from loadtest.sheet import Sheet
 from loadtest.stage import Size as ModelSize
 from loadtest.stage import Stage, stage
 from service.contract import files
@@ -134,18 +134,12 @@ def assignment(blocks: int) -> dict[str, float]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table of a page."""
-    heads, lines = _table(report)
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return _table(report).markdown()
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A row a number of candidates."""
-    heads, lines = _table(report)
-    table = Table(*heads)
-    for cells in lines:
-        table.add_row(*cells)
-    console.print(table)
+    _table(report).show(console)
     log, arms = report["log"], report["assignment"]
     console.print(
         f"{log['rows']:,} answers are in the log, in {log['files']} files of {log['bytes'] / 1e6:,.0f} MB; "
@@ -156,7 +150,7 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _table(report: Mapping[str, Any]) -> Sheet:
     heads = ["candidates", "us an answer, without", "with the log", "the log's cost", "80 % of rounds"]
     heads += ["all rounds together", "without, again", "80 % of rounds"]
     lines = []
@@ -166,7 +160,7 @@ def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells += [f"{cost['low']:+.1%} to {cost['high']:+.1%}", f"{cost['whole']:+.1%}"]
         cells += [f"{noise['share']:+.1%}", f"{noise['low']:+.1%} to {noise['high']:+.1%}"]
         lines.append(cells)
-    return heads, lines
+    return Sheet(heads, lines)
 
 
 def _measure(

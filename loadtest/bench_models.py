@@ -24,7 +24,6 @@ import numpy.typing as npt
 import polars as pl
 from rich.console import Console
 from rich.progress import Progress, track
-from rich.table import Table
 
 from export.bundle import build
 from export.publish import publish
@@ -34,6 +33,7 @@ from loadtest.fleet import BenchError, Fleet
 from loadtest.redis_server import redis_server
 from loadtest.replay import requests
 from loadtest.sender import request
+from loadtest.sheet import Sheet
 from loadtest.stage import Stage
 from loadtest.traffic import JSON, Asked
 from service.contract import files
@@ -201,23 +201,17 @@ def bench(
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table of a page."""
-    heads, lines = _table(report)
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return _table(report).markdown()
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
     """A row a model."""
-    heads, lines = _table(report)
-    table = Table(*heads)
-    for cells in lines:
-        table.add_row(*cells)
-    console.print(table)
+    _table(report).show(console)
     for note in report["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
 
 
-def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def _table(report: Mapping[str, Any]) -> Sheet:
     first, *_ = models = report["models"]
     heads = ["model", *(f"AUC {domain}" for domain in models[first]["domains"]), "macro AUC"]
     heads += ["largest difference", f"requests/s, times {first}'s", "80 % of rounds"]
@@ -236,7 +230,7 @@ def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{found['pack_bytes']:,.0f}",
             ]
         )
-    return heads, lines
+    return Sheet(heads, lines)
 
 
 async def _publish(made: Stage) -> float:
