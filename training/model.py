@@ -52,7 +52,10 @@ class Model:
         """Of those, how many differ from the general pack's, on average over domains."""
         general = self.pack(None)
         packs = [self.pack(domain) for domain in self.domains]
-        changed = sum(int((pack[name] != general[name]).sum()) for pack in packs for name in general)
+        # What is tuned is kept in memory, wherever the rest of the model is.
+        changed = sum(
+            int((pack[name].cpu() != general[name].cpu()).sum()) for pack in packs for name in general
+        )
         return changed / len(packs)
 
     def logits(self, rows: Rows, domain: str | None) -> Tensor:
