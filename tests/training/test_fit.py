@@ -188,3 +188,14 @@ def test_a_domain_with_one_class_in_validation_is_tuned_by_log_loss(
 def test_a_rate_for_a_domain_that_does_not_exist_is_refused(tiny: Trained, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="boks"):
         train(tmp_path / "run", tiny.data, tuning={"lr_of": {"boks": 0.1}})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU of CUDA")
+def test_a_run_on_a_gpu_ends_and_ranks_as_one_on_the_processor(tiny: Trained, tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", tiny.data, device="cuda")
+    found, expected = (
+        json.loads((each.folder / "metrics.json").read_text())["macro"]["pack"]["auc"]
+        for each in (trained, tiny)
+    )
+    assert found == pytest.approx(expected, abs=0.01)
