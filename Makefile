@@ -19,7 +19,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo bench engine-check bench-training bench-stream bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-student bench-exposures bench-gpu simulate-experiments results loadtest locust coverage test test-all lint clean
+.PHONY: help demo bench engine-check bench-training bench-stream bench-add-domain bench-swap bench-domains bench-models bench-csamp bench-served bench-student bench-exposures bench-gpu simulate-experiments simulate-drift dashboards size k8s-rules docs results loadtest locust coverage test test-all fuzz audit sbom lint clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' '$(ROOT)/Makefile'
@@ -54,6 +54,9 @@ bench-domains: $(READY) ## Ten thousand domains in one service, by form of pack 
 bench-models: $(READY) ## Every model of results-kuairand-models over HTTP: speed, packs, answers beside torch's [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-models $(ARGS)
 
+bench-served: $(READY) ## Microseconds a candidate of every model of `results` [DATA=synthetic] [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-served --data '$(DATA)' $(ARGS)
+
 bench-student: $(READY) ## Latency of a student, and of the same model without its teacher [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-student $(ARGS)
 
@@ -69,6 +72,21 @@ bench-gpu: $(READY) ## Scoring on a GPU beside bare torch, many domains in one l
 simulate-experiments: export OMP_NUM_THREADS = 1
 simulate-experiments: $(READY) ## How often reports and canaries are wrong: simulated A/A, A/B, trials [ARGS='--runs 100']
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest simulate-experiments $(ARGS)
+
+simulate-drift: $(READY) ## The alarms on a simulated week, and on shifts that are planted in it [ARGS=...]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest simulate-drift $(ARGS)
+
+dashboards: $(READY) ## Every panel of the dashboard with data from a real Prometheus, as one picture [ARGS='--seconds 120']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest dashboards --picture docs/figures/dashboard.png $(ARGS)
+
+size: $(READY) ## Cores, pods and bytes of a fleet [ARGS='--requests 1000000 --candidates 200']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest size $(ARGS)
+
+k8s-rules: $(READY) ## The Prometheus operator's rules, made again from deploy/prometheus
+	@cd '$(ROOT)' && '$(VENV)/bin/python' deploy/k8s/prometheus_rule.py > deploy/k8s/components/operator/prometheusrule.yaml
+
+docs: $(READY) ## The documentation's site, runs/site; a warning or a broken link fails
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m tests.docs.site
 
 bench-add-domain: $(READY) ## Seconds to a new domain's first answer, and its AUC [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-add-domain --data '$(DATA)' $(ARGS)
@@ -101,6 +119,16 @@ test-all: $(READY) ## The tests, with every paradigm over every backbone [ARGS=.
 coverage: export OMP_NUM_THREADS = 1
 coverage: $(READY) ## The tests, and which lines they reach
 	@cd '$(ROOT)' && $(PYTEST) -m 'not cross' --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+fuzz: export OMP_NUM_THREADS = 1
+fuzz: $(READY) ## Damaged input for every reader [ARGS='--minutes 60 --only HTTP']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' -m tests.fuzz $(ARGS)
+
+audit: $(READY) ## Known vulnerabilities that nobody answered [ARGS=--where-reachable]
+	@cd '$(ROOT)' && '$(VENV)/bin/python' deploy/audit.py $(ARGS)
+
+sbom: $(READY) ## What a service's image carries: runs/sbom.json [ARGS='--extra exposures']
+	@cd '$(ROOT)' && '$(VENV)/bin/python' deploy/sbom.py $(ARGS)
 
 lint: $(READY) ## Format, lint, types and the arrows between packages
 	@cd '$(ROOT)' && '$(VENV)/bin/ruff' format --check $(CODE)

@@ -133,7 +133,9 @@ def engine_check(
 @app.command()
 def publish(
     bundle: Path,
-    store: Annotated[str, typer.Option(help="redis://host:port/db, or directory:PATH.")],
+    store: Annotated[
+        str, typer.Option(envvar="MDCTR_STORE", help="redis://host:port/db, or directory:PATH.")
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference; change nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

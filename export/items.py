@@ -271,7 +271,11 @@ def _arrays(bundle: Bundle, table: ItemTable) -> Iterator[dict[str, npt.NDArray[
     with tempfile.TemporaryDirectory(prefix="mdctr-items-") as folder:
         files = {name: Path(folder) / Path(file).name for name, file in entry.tables.items()}
         halves.make(bundle.path / entry.maker, table, files)
-        made = {path.stem: np.load(path, mmap_mode="r") for path in files.values() if path.exists()}
+        made = {
+            path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
+            for path in files.values()
+            if path.exists()
+        }
         yield {**made, **table.arrays}
 
 

@@ -19,13 +19,17 @@ from loadtest import bench as over_http
 from loadtest import bench_domains as many
 from loadtest import bench_exposures as noted
 from loadtest import bench_gpu as on_gpu
+from loadtest import bench_served as costing
 from loadtest import bench_swap as swapping
 from loadtest import budgets as limits
 from loadtest import capacity as loading
+from loadtest import dashboards as watching
 from loadtest import demo as whole
 from loadtest import forms as stored
 from loadtest import model_commands
+from loadtest import simulate_drift as drifting
 from loadtest import simulate_experiments as simulating
+from loadtest import size as sizing
 from loadtest.gpu_stage import Size as GpuSize
 from loadtest.simulate_http import Size as Trials
 from loadtest.stage import Size as Model
@@ -136,6 +140,25 @@ def bench_exposures(
 
 
 @app.command()
+def bench_served(
+    *,
+    data: Annotated[
+        str, typer.Option(help="synthetic, or data of training/plans/results.yaml: douban.")
+    ] = costing.SYNTHETIC,
+    out: Annotated[Path, typer.Option(help="Folder for reports and prepared data.")] = Path("runs"),
+    rounds: Annotated[int, typer.Option(min=2, help="How often each model is timed.")] = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Microseconds of a request and of a candidate under every model of the comparison, without HTTP."""
+    size, models = costing.Size(rounds=rounds), costing.recipes(data)
+    report = costing.bench(size, models, out / "data", out / "bench-served", Console(stderr=True))
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        costing.show(report, Console(width=max(200, Console().width)))
+
+
+@app.command()
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 7,
@@ -218,6 +241,29 @@ def simulate_experiments(
 
 
 @app.command()
+def simulate_drift(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for reports.")] = Path("runs"),
+    silent: Annotated[int, typer.Option(min=0, help="Weeks in which nothing is wrong.")] = 4,
+    planted: Annotated[int, typer.Option(min=0, help="Weeks in which something is, six times a day.")] = 1,
+    days: Annotated[int, typer.Option(min=2, max=7, help="Of a week; on the first nothing is wrong.")] = 7,
+    figure: Annotated[Path | None, typer.Option(help="Draw a PNG there; needs matplotlib.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Whether alarms on drift are silent and in time, in simulated weeks; exit code 1 where one is not."""
+    size = drifting.Size(silent=silent, planted=planted, days=days)
+    report = drifting.simulate(size, out / "simulate-drift", Console(stderr=True))
+    if figure is not None:
+        drifting.draw(report, figure)
+    if as_json:
+        cli.result(json.dumps(report))
+    else:
+        drifting.sheet(report).show(Console(width=max(140, Console().width)))
+    if drifting.failed(report):
+        raise typer.Exit(1)
+
+
+@app.command()
 def budgets(
     observed: Annotated[Path, typer.Argument(help="observed.json of a Locust run.")],
     file: Annotated[Path | None, typer.Option(help="A file of budgets; loadtest/budgets.yaml.")] = None,
@@ -227,6 +273,49 @@ def budgets(
     code = limits.conclude(found, limits.Observed.load(observed), observed.parent, Console())
     if code:
         raise typer.Exit(code)
+
+
+@app.command()
+def dashboards(
+    *,
+    picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("dashboard.png"),
+    out: Annotated[Path, typer.Option(help="Folder for logs.")] = Path("runs"),
+    seconds: Annotated[float, typer.Option(min=40, help="Of traffic.")] = 150.0,
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second, at first.")] = 60.0,
+) -> None:
+    """Draw every panel of the Grafana dashboard from a real Prometheus; exit code 1 if one has no data."""
+    size = watching.Size(seconds=seconds, rate=rate)
+    empty = watching.watch(size, picture, out / "dashboards", Console(stderr=True))
+    cli.result(f"{picture}" + "".join(f"\nno data: {title}" for title in empty))
+    if empty:
+        raise typer.Exit(1)
+
+
+@app.command()
+def size(
+    *,
+    requests: Annotated[float, typer.Option(min=1, help="A second, at the busiest moment.")] = 1e6,
+    candidates: Annotated[int, typer.Option(min=1, help="Of a request.")] = 200,
+    zones: Annotated[int, typer.Option(min=2, help="Of which one may be lost.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Of a pod.")] = 4,
+    domains: Annotated[int, typer.Option(min=1, help="With a pack each.")] = 1_000,
+    form: Annotated[str, typer.Option(help="Of packs: dense, half, sparse or user.")] = "sparse",
+    items: Annotated[int, typer.Option(min=1, help="Of the item table.")] = 200_000,
+    versions: Annotated[int, typer.Option(min=1, help="Of each pack that Redis keeps.")] = 6,
+    promotions: Annotated[float, typer.Option(min=0, help="Packs promoted in a day.")] = 1_000,
+    exposures: Annotated[bool, typer.Option(help="Whether answers are logged.")] = True,
+    figures: Annotated[Path, typer.Option(help="Folder of the benchmarks' reports.")] = Path("docs/figures"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Cores, pods, memory and traffic of a fleet, from what the benchmarks measured."""
+    asked = sizing.Asked(
+        requests, candidates, zones, workers, domains, form, items, versions, promotions, exposures
+    )
+    fleet = sizing.Fleet(asked, sizing.Measured.load(figures))
+    if as_json:
+        cli.result(json.dumps(fleet.figures()))
+    else:
+        fleet.sheet().show(Console(width=max(100, Console().width)))
 
 
 @app.command()

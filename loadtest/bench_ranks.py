@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import track
 
 import loadtest
-from loadtest.bench_training import Ours, RivalError, seconds_of
+from loadtest.bench_training import Ours, seconds_of
+from loadtest.rivals.rival import RivalError
 from service.contract import files
 from training import ranks
 from training.data.batches import Rows

@@ -27,7 +27,11 @@ app = typer.Typer()
 def bench_training(
     data: Annotated[str, typer.Option(help="A data set: synthetic or douban.")] = "synthetic",
     *,
-    backbone: Annotated[str, typer.Option(help="Of training/backbones, at its defaults.")] = "deepfm",
+    backbone: Annotated[
+        str | None, typer.Option(help="Of training/backbones: deepfm, or an MLP under a paradigm.")
+    ] = None,
+    paradigm: Annotated[str, typer.Option(help="Of training/paradigms, at its defaults.")] = "mix",
+    every: Annotated[bool, typer.Option("--all", help="Every model that another library has.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for reports and prepared data.")] = Path("runs"),
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender is timed.")] = 20,
     batches: Annotated[int, typer.Option(min=1, help="Batches of a round.")] = 50,
@@ -36,8 +40,8 @@ def bench_training(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Rows a second of the training loop, beside a bare loop, torch-rechub and FuxiCTR."""
-    recipe, written = training.recipe_for(data, backbone), out / "bench-training" / "report.json"
+    """Rows a second of the training loop, beside a bare loop, torch-rechub, FuxiCTR and DeepCTR-Torch."""
+    recipe, written = training.recipe_for(data, backbone, paradigm), out / "bench-training" / "report.json"
     if ranks is not None:
         found = together.bench(recipe, written, data=out / "data", size=ranks, rounds=rounds)
         if as_json:
@@ -45,17 +49,14 @@ def bench_training(
         else:
             together.show(found, Console())
         return
-    report = training.bench(
-        recipe,
-        written,
-        data=out / "data",
-        rounds=rounds,
-        batches=batches,
-    )
+    found = {}
+    for each in training.recipes(data) if every else [recipe]:
+        report = training.bench(each, written, data=out / "data", rounds=rounds, batches=batches)
+        found[training.model_of(each)] = report
+        if not as_json:
+            training.show(report, Console())
     if as_json:
-        cli.result(json.dumps(report))
-    else:
-        training.show(report, Console())
+        cli.result(json.dumps(found if every else report))
 
 
 @app.command()

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from service import runtime
+from service import runtime, tls
 from service.app import create_app
 from service.contract import cli
 from service.contract.bundle import Bundle
@@ -28,7 +28,7 @@ from service.features import RequestEncoder
 from service.rescoring import Rescorer
 from service.resident import load, parse
 from service.server import Server
-from service.settings import Settings
+from service.settings import Settings, faults
 from service.stores._open import open_store
 from service.stores._protocol import PackStore
 from service.telemetry import WORKERS_FOLDER, configure_logs
@@ -48,8 +48,11 @@ def run() -> None:
     """Serve until told to stop."""
     settings = _settings()
     # So that what is wrong is one line, and not a server's traceback.
-    Bundle.open(settings.bundle)
+    bundle = Bundle.open(settings.bundle)
+    open_store(settings.store, bundle.manifest.bundle)
     runtime.require_exposures(settings)
+    tls.context(settings)
+    _require_traces(settings)
     configure_logs(settings.log_format)
     if settings.workers > 1:
         with tempfile.TemporaryDirectory(prefix="mdctr-", ignore_cleanup_errors=True) as folder:
@@ -71,6 +74,8 @@ def check() -> None:
     settings = _settings()
     bundle = Bundle.open(settings.bundle)
     runtime.require_exposures(settings)
+    tls.context(settings)
+    _require_traces(settings)
     open_store(settings.store, bundle.manifest.bundle)
     engine = runtime.open_engine(settings, bundle)
     RequestEncoder(bundle, settings.max_candidates)
@@ -236,6 +241,14 @@ async def _rescorer(settings: Settings) -> AsyncGenerator[tuple[Bundle, Rescorer
         engine.close()
 
 
+def _require_traces(settings: Settings) -> None:
+    if settings.traces:
+        try:
+            from service import tracing  # noqa: F401, PLC0415 - a service without traces has no SDK of theirs
+        except ImportError as error:
+            raise SettingsError("MDCTR_TRACES needs OpenTelemetry: pip install 'mdctr[tracing]'") from error
+
+
 def _needs_pyarrow() -> None:
     if find_spec("pyarrow") is None:
         raise SettingsError("this needs pyarrow: pip install 'mdctr[exposures]'")
@@ -245,8 +258,7 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise SettingsError("; ".join(faults)) from None
+        raise SettingsError(faults(error)) from None
 
 
 if __name__ == "__main__":

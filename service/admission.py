@@ -40,7 +40,8 @@ class Admission:
         """That a request takes, on average."""
         self.waiting = 0
         """Requests that are under way and do not keep the loop busy."""
-        self._permits = permits
+        self.permits = permits
+        """Requests that may wait at once."""
         self._new_round = True
         self._round = self._earliest = self._done = perf_counter()
 
@@ -57,7 +58,12 @@ class Admission:
     def in_time(self, arrived: float, deadline: float) -> bool:
         """Whether a request can be answered in time whose caller waits for `deadline` seconds."""
         done = perf_counter() + self.seconds * _MARGIN
-        return done - arrived <= deadline * _SHARE and self.waiting < self._permits
+        return done - arrived <= deadline * _SHARE and not self.full
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may."""
+        return self.waiting >= self.permits
 
     def answered(self, seconds: float) -> None:
         """A request kept the loop busy for so long."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
@@ -20,6 +21,9 @@ from service.api.rank import RankRoute
 from service.api.requests import EveryRequest
 from service.api.schemas import Problem, RankRequest
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 _DESCRIPTION = """Ranks candidates for a user in one of many domains: one network for all of them, and one
 small pack of parameters a domain, replaced while requests flow. Errors are RFC 9457 problems."""
@@ -59,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-        async with runtime.run(settings) as app.state.runtime:
+        async with _traces(settings) as app.state.traces, runtime.run(settings) as app.state.runtime:
             state = app.state
             state.direct = [
                 route(app, state.runtime, state.keys, state.admission) for route in (RankRoute, InferRoute)
@@ -76,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"logs": False},
     )
     app.state.draining = False
+    app.state.traces = None
     app.state.admission = Admission(settings.permits)
     app.state.direct = []
     app.state.keys = security.KeyRing(settings)
@@ -87,3 +92,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(ops.router)
     app.include_router(oip.router)
     return app
+
+
+@asynccontextmanager
+async def _traces(settings: Settings) -> AsyncGenerator[Tracer | None, None]:
+    """What makes spans until the block ends, if the settings say where they go."""
+    if not settings.traces:
+        yield None
+        return
+    from service.tracing import Tracer  # noqa: PLC0415 - a service without traces has no SDK of theirs
+
+    tracer = Tracer.to(settings.traces, settings.traces_share)
+    try:
+        yield tracer
+    finally:
+        await asyncio.to_thread(tracer.close)

@@ -24,6 +24,8 @@ from service.stores._protocol import Version
 
 _TYPES: Mapping[str, type] = {"int": int, "str": str}
 Ids = Sequence[Any] | npt.NDArray[np.integer[Any]]
+_Counts = tuple[dict[str, int], Counter[str]]
+"""By field: values that were looked up, and those of them that the model has never seen."""
 _is_given = partial(operator.is_not, None)
 
 
@@ -32,8 +34,10 @@ class Encoded:
     """A request as the graph reads it."""
 
     inputs: Arrays
+    values: Mapping[str, int]
+    """By field, how many values were looked up; under `item.id`, the candidates."""
     unknown: Mapping[str, int]
-    """By field, how many values the model has never seen; under `item.id`, ids without a row."""
+    """By field, how many of those the model has never seen; under `item.id`, ids without a row."""
     items: Version | None
     """The item table that it was encoded with; None for the bundle's own."""
     numbers: npt.NDArray[np.int64] | None
@@ -65,6 +69,7 @@ class RequestEncoder:
         self._fed |= {ITEM_ROWS, *self.items.halves}
         id_slot = self._schema.slots.get("item.id")
         self._id_is_read = id_slot is not None
+        self._lists = {field.key for field in self._schema.fields if field.multiple is not None}
         self._dtype = bundle.items.dtype
         if id_slot is not None and id_slot.field.dtype != self._dtype:
             raise BundleError(f"item.id is {id_slot.field.dtype}, but the item table has {self._dtype}")
@@ -95,9 +100,11 @@ class RequestEncoder:
         self._check_ids(ids)
         places: list[Place] = []
         unknown: Counter[str] = Counter()
+        values = {"item.id": len(ids)}
+        counts = values, unknown
         request = self._schema.blanks["request"].copy()
-        self._write_row(request, "user", user, places, unknown)
-        self._write_row(request, "context", context, places, unknown)
+        self._write_row(request, "user", user, places, counts)
+        self._write_row(request, "context", context, places, counts)
         known = self.items  # one and the same from here on
         numbers = self._numbers(ids)
         rows = known.table.rows(ids if numbers is None else numbers)
@@ -109,12 +116,12 @@ class RequestEncoder:
         else:
             item = known.table.inputs.take(rows)
             self._write_strangers(item, ids, rows == 0, unknown)
-            self._write_columns(item, items, places, unknown)
+            self._write_columns(item, items, places, counts)
             arrays |= {"item.ids": item.ids, "item.numbers": item.numbers}
         if places:
             raise InvalidRequest(places)
         fed = {name: array for name, array in arrays.items() if name in self._fed}
-        return Encoded(fed, unknown, known.version, numbers)
+        return Encoded(fed, values, unknown, known.version, numbers)
 
     def readable(self, profile: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """What of a user's profile the model reads.
@@ -172,16 +179,18 @@ class RequestEncoder:
         self,
         request: Inputs,
         owner: Literal["user", "context"],
-        values: Mapping[str, Any],
+        given: Mapping[str, Any],
         places: list[Place],
-        unknown: Counter[str],
+        counts: _Counts,
     ) -> None:
-        for name, value in values.items():
+        values, unknown = counts
+        for name, value in given.items():
             key = f"{owner}.{name}"
             if key in self._schema.slots:
                 if value is not None:
                     try:
                         unknown[key] += self._schema.write_one(request, key, value)
+                        values[key] = len(value) if key in self._lists else 1
                     except FieldError as error:
                         places.append(Place(_pointer(owner, name), error.detail))
             elif key != "user.id":
@@ -206,8 +215,9 @@ class RequestEncoder:
         item: Inputs,
         columns: Mapping[str, Column],
         places: list[Place],
-        unknown: Counter[str],
+        counts: _Counts,
     ) -> None:
+        values, unknown = counts
         for name, column in columns.items():
             key = f"item.{name}"
             if key == "item.id":
@@ -222,9 +232,10 @@ class RequestEncoder:
                 # Null leaves what the item table says.
                 given = np.fromiter(map(_is_given, column), bool, len(column))
                 at = np.flatnonzero(given)
-                values = column if len(at) == len(column) else list(compress(column, given.tolist()))
+                here = column if len(at) == len(column) else list(compress(column, given.tolist()))
                 try:
-                    unknown[key] += self._schema.write(item, key, values, at)
+                    unknown[key] += self._schema.write(item, key, here, at)
+                    values[key] = sum(map(len, here)) if key in self._lists else len(here)
                 except FieldError as error:
                     places.append(Place(_pointer("items", name, int(at[error.at])), error.detail))
 

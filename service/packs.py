@@ -26,7 +26,7 @@ from service.loading import Loaded, Loader, Refusal, discard
 from service.resident import Resident
 from service.residents import Residents
 from service.shelf import Shelf
-from service.stores._names import ITEMS
+from service.stores._names import ITEMS, is_domain
 from service.stores._protocol import Domain, PackStore, Pointers, Version
 from service.telemetry import Metrics
 
@@ -275,6 +275,8 @@ class PackCache:
         Raises:
             StoreError: the store does not answer.
         """
+        if not is_domain(domain):
+            return False  # nothing was ever live under it, and a store refuses to look
         known = self.live.get(domain), self.good.get(domain)
         steps = await self._store.history(domain)
         # Not beyond a retirement: nothing served from then on.

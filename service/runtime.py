@@ -89,14 +89,22 @@ class Runtime:
         """Every domain that the bundle declares or the store names, sorted; the general one is among them."""
         return sorted({GENERAL, *self.bundle.manifest.domains, *self.packs.live})
 
-    def observe(self, ranking: Ranking, candidates: int) -> None:
-        """Take the measures of one ranking."""
+    def observe(self, domain: str, ranking: Ranking, candidates: int, waited: float) -> None:
+        """Take the measures of one ranking.
+
+        Args:
+            domain: that was asked for.
+            ranking: what is answered.
+            candidates: that were asked for.
+            waited: seconds before it was begun.
+        """
         self.metrics.candidates.observe(candidates)
         self.metrics.features_seconds.observe(ranking.features_seconds)
         self.metrics.engine_seconds.observe(ranking.engine_seconds)
-        for field, unknown in ranking.unknown.items():
-            if unknown:
-                self.metrics.unknown_values.labels(field).inc(unknown)
+        self.metrics.drift.looked_up(ranking.values, ranking.unknown)
+        if self.metrics.sample():
+            self.metrics.queue_seconds.observe(waited)
+            self.metrics.drift.scored(domain, ranking.probabilities)
 
 
 def open_engine(settings: Settings, bundle: Bundle) -> Engine:
@@ -338,9 +346,12 @@ async def _measure(service: Runtime, *, shown: bool) -> None:
             metrics.ready.set(float(service.ready))
             metrics.resident_packs.set(len(packs.resident))
             metrics.resident_bytes.set(packs.resident.nbytes)
+            metrics.resident_bytes_limit.set(service.settings.resident_bytes)
             metrics.from_shelf.set(float(packs.from_shelf))
+            metrics.drift.count()
         if packs.changed.is_set():
             packs.changed.clear()
+            await asyncio.to_thread(metrics.serve, service.bundle.manifest.bundle, dict(packs.good))
             await asyncio.to_thread(packs.remember)
         await asyncio.sleep(_LOOK)
 

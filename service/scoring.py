@@ -31,8 +31,12 @@ class Ranking:
     ids: Ids
     probabilities: npt.NDArray[np.float64]
     """(B,), in the order of `ids`."""
+    values: Mapping[str, int]
+    """By field, how many values were looked up."""
     unknown: Mapping[str, int]
-    """By field, how many values the model has never seen."""
+    """By field, how many of those the model has never seen."""
+    started: float
+    """When its features began, by `time.perf_counter`; the engine follows them."""
     features_seconds: float
     engine_seconds: float
     numbers: npt.NDArray[np.int64] | None
@@ -151,7 +155,9 @@ def _ranking(
         encoded.items,
         ids,
         probabilities,
+        encoded.values,
         encoded.unknown,
+        started,
         encoded_at - started,
         scored - encoded_at,
         numbers,

@@ -37,12 +37,22 @@ class KeyRing:
     """The keys of the settings, as digests made once."""
 
     def __init__(self, settings: Settings) -> None:
+        self.take(settings)
+
+    def take(self, settings: Settings) -> None:
+        """Have the keys of these settings, and no others; requests ask for the old or the new.
+
+        Args:
+            settings: whose keys they are.
+        """
         scopes = (Scope.RANK, settings.rank_keys), (Scope.ADMIN, settings.admin_keys)
         self._keys = {
             _digest(secret.get_secret_value()): Key(name, scope)
             for scope, keys in scopes
             for name, secret in keys.items()
         }
+        self.names = sorted(key.name for key in self._keys.values())
+        """To be shown, which secrets never are."""
         self.rank_is_open = not settings.rank_keys
         self.has_admin = bool(settings.admin_keys)
 

@@ -9,14 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.edition import MOST
+from service.contract.errors import SettingsError
 
 PREFIX = "MDCTR_"
 _NOT_OURS = {"MDCTR_DATA_DIR"}
 """Variables with the prefix that other commands read."""
+_SECRET = {
+    "rank_keys",
+    "admin_keys",
+    "force_secret",
+    "store",
+    "users",
+    "experiments",
+    "exposures_stream",
+}
+"""Settings that may be files: those that are secrets, and URLs with a password in them."""
+_LARGEST_SECRET = 1_000_000
+"""Bytes of such a file."""
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,12 +116,29 @@ class Settings(BaseSettings):
     """Entries of that stream that are kept, about; a worker adds one or two a second."""
     exposures_requests: bool = False
     """Log what was asked, too, with the fields of users: what `python -m service replay` needs."""
+    traces: Annotated[str, Field(pattern=r"^(https?://[^/@\s]+/\S+)?$")] = ""
+    """Where spans of requests go: the URL of a collector that takes OTLP over HTTP, such as
+    `http://HOST:4318/v1/traces`; needs the extra `tracing`. Empty: none are made."""
+    traces_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Of the requests whose callers send no `traceparent`, how many are traced. Others are if it says so."""
     host: str = "127.0.0.1"
     """The address to listen on."""
     allow_public: bool = False
     """Listen on an address that is not this machine's own, although no rank keys are set."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """The port to listen on; 0 takes a free one."""
+    tls_cert: Path | None = None
+    """The listener's certificate and those that signed it, in PEM; by default it speaks HTTP without TLS. It
+    is read again when it changes."""
+    tls_key: Path | None = None
+    """The certificate's key, in PEM, without a password; by default it stands in the same file."""
+    tls_client_ca: Path | None = None
+    """Who must have signed the certificates that callers show, in PEM; by default they need none."""
+    max_connections: Annotated[int, Field(ge=1)] = 10_000
+    """Connections of a worker; one more is answered 503, and closed."""
+    request_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds for a whole request to come, head and body, and for an answer to be taken; up to half as long
+    again may pass until the connection is closed."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that answer; they share packs, item table and weights."""
     engine: str = "ort"
@@ -151,6 +181,10 @@ class Settings(BaseSettings):
     """Who may rank: a JSON object, name -> secret of at least 16 characters. Without any, everybody may."""
     admin_keys: Keys = {}
     """Who may change which packs are live, and rank: likewise. Without any, nobody may change them here."""
+    secrets_dir: Path | None = None
+    """A folder with a file for each setting that is a secret: `mdctr_rank_keys`, `mdctr_admin_keys`,
+    `mdctr_force_secret`, `mdctr_store`, `mdctr_users`, `mdctr_experiments` and `mdctr_exposures_stream`. Keys
+    are read again when their files change."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """After SIGTERM: how long to answer on while `/readyz` already says no."""
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -165,7 +199,13 @@ class Settings(BaseSettings):
         )
         if unknown:
             raise ValueError(f"no such setting: {', '.join(unknown)}")
-        return data
+        folder = data.get("secrets_dir") if isinstance(data, dict) else None
+        if not folder:
+            return data
+        secrets = _secrets(Path(folder))
+        if twice := sorted(secrets.keys() & data.keys()):
+            raise ValueError(f"a file of secrets_dir, and a variable: {', '.join(twice)}")
+        return {**data, **secrets}
 
     @model_validator(mode="after")
     def _private(self) -> Self:
@@ -177,6 +217,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if self.tls_cert is None and (self.tls_key or self.tls_client_ca):
+            raise ValueError("MDCTR_TLS_KEY and MDCTR_TLS_CLIENT_CA need MDCTR_TLS_CERT")
+        return self
+
+    @model_validator(mode="after")
     def _told_apart(self) -> Self:
         named = [*self.rank_keys.items(), *self.admin_keys.items()]
         if len({secret.get_secret_value() for _, secret in named}) < len(named):
@@ -184,6 +230,53 @@ class Settings(BaseSettings):
         if len({name for name, _ in named}) < len(named):
             raise ValueError("two keys have the same name")
         return self
+
+    def again(self) -> Settings:
+        """These settings, with the files of `secrets_dir` as they are now. One that is gone is as it was.
+
+        Raises:
+            SettingsError: one cannot be read, or has not what it must have; or everybody might rank now, who
+                needed a key before.
+        """
+        try:
+            there = _secrets(self.secrets_dir) if self.secrets_dir else {}
+            fresh = Settings(**{name: getattr(self, name) for name in self.model_fields_set - there.keys()})
+        except ValidationError as error:
+            raise SettingsError(faults(error)) from None
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if self.rank_keys and not fresh.rank_keys:
+            raise SettingsError("without rank keys everybody might rank; restart the service for that")
+        return fresh
+
+
+def faults(error: ValidationError) -> str:
+    """What is wrong with settings, in a line without what was given."""
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+
+
+def _secrets(folder: Path) -> dict[str, str]:
+    """What stands in a folder, by setting. Files of other names are others'.
+
+    Raises:
+        ValueError: a file has the name of no secret, or cannot be read; the text does not repeat its content.
+    """
+    found = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            name = path.name.lower().removeprefix(PREFIX.lower())
+            if name == path.name.lower():
+                continue
+            if name not in _SECRET:
+                raise ValueError(f"{path.name} is not a setting that may be a file of secrets_dir")
+            if path.stat().st_size > _LARGEST_SECRET:
+                raise ValueError(f"{path.name} has more than {_LARGEST_SECRET} bytes")
+            found[name] = path.read_text().strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name} is not a text") from None
+    except OSError as error:
+        raise ValueError(f"{error.filename}: {error.strerror}") from None
+    return found
 
 
 def _loopback(host: str) -> bool:

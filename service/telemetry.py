@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import msgspec
@@ -18,9 +20,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from structlog.typing import EventDict, Processor
 
+from service import pack_info
+from service.drift import Drift
+from service.pack_info import PackInfo
+
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0)
 _MOST_LABELS = 200
 """Domains that have a label of their own: with thousands, a scrape would be larger than what is served."""
+SAMPLED = 4
+"""Of so many rankings of a worker, one has everything measured: it takes some microseconds."""
 _DIFFERENCES = (1e-6, 1e-5, 1e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _CANDIDATES = (1, 10, 50, 100, 200, 500, 1000, 2000, 5000)
 
@@ -32,11 +40,12 @@ WORKERS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 class _Mode(TypedDict):
     """Which worker's value of a gauge is shown."""
 
-    multiprocess_mode: Literal["livemax", "livemin"]
+    multiprocess_mode: Literal["livemax", "livemin", "livesum"]
 
 
 _MAX: _Mode = {"multiprocess_mode": "livemax"}
 _MIN: _Mode = {"multiprocess_mode": "livemin"}
+_SUM: _Mode = {"multiprocess_mode": "livesum"}
 
 
 class Metrics:
@@ -55,10 +64,28 @@ class Metrics:
             registry=self.registry,
         )
         stages = Histogram(
-            "mdctr_stage_seconds", "Part of a request.", ["stage"], buckets=_SECONDS, registry=self.registry
+            "mdctr_stage_seconds",
+            "Part of a request; the queue's of a sample.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
+        self.queue_seconds = stages.labels("queue")
         self.features_seconds = stages.labels("features")
         self.engine_seconds = stages.labels("engine")
+        refused = Counter(
+            "mdctr_refused", "Rank requests that were not scored in time.", ["reason"], registry=self.registry
+        )
+        self.refused_deadline = refused.labels("deadline")
+        """Refused at once, because there would be no time left."""
+        self.refused_permits = refused.labels("permits")
+        """Refused at once, because as many as may wait did."""
+        self.refused_late = refused.labels("late")
+        """Begun, and given up when their time was over."""
+        self.waiting = Gauge("mdctr_waiting", "Requests that hold a permit.", registry=self.registry, **_SUM)
+        self.permits = Gauge(
+            "mdctr_permits", "Requests that may wait at once.", registry=self.registry, **_SUM
+        )
         self.users_missed = Counter(
             "mdctr_users_missed",
             "Requests scored without what is kept of their user.",
@@ -108,9 +135,6 @@ class Metrics:
         self.candidates = Histogram(
             "mdctr_candidates", "Candidates of a request.", buckets=_CANDIDATES, registry=self.registry
         )
-        self.unknown_values = Counter(
-            "mdctr_unknown_values", "Values that the model has never seen.", ["field"], registry=self.registry
-        )
         self.packs_loaded = Counter(
             "mdctr_packs_loaded", "Packs that became visible.", ["domain"], registry=self.registry
         )
@@ -128,6 +152,9 @@ class Metrics:
             "Of the packs that answer at once; workers share them.",
             registry=self.registry,
             **_MAX,
+        )
+        self.resident_bytes_limit = Gauge(
+            "mdctr_resident_bytes_limit", "What they may have.", registry=self.registry, **_MAX
         )
         self.from_shelf = Gauge(
             "mdctr_packs_from_shelf",
@@ -164,6 +191,11 @@ class Metrics:
             **_MIN,
         )
         self.ready = Gauge("mdctr_ready", "1 if /readyz says yes.", registry=self.registry, **_MIN)
+        folder = os.environ.get(WORKERS_FOLDER)
+        self._packs = PackInfo(Path(folder) if folder else None)
+        self.registry.register(self._packs)
+        self.drift = Drift(self.registry, self.known)
+        self._turn = 0
         self._labels: set[str] = set()
         self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
@@ -192,18 +224,31 @@ class Metrics:
         """The label of a domain that somebody asked for: its own if it has one."""
         return domain if domain in self._labels else "other"
 
+    def sample(self) -> bool:
+        """Whether everything is to be measured of the ranking at hand."""
+        self._turn = (self._turn or SAMPLED) - 1
+        return self._turn == SAMPLED - 1
+
+    def serve(self, bundle: str, packs: Mapping[str, str]) -> None:
+        """Say which packs of a bundle serve, by domain; those of domains with a label are shown."""
+        named = {domain: pack for domain, pack in packs.items() if self.label(domain) == domain}
+        self._packs.serves(bundle, named)
+
     def text(self) -> bytes:
         """What is measured, for Prometheus: of this process, or of all workers together."""
+        self.drift.count()
         if WORKERS_FOLDER not in os.environ:
             return generate_latest(self.registry)
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        together.register(self._packs)
         return generate_latest(together)
 
 
 def worker_ended(pid: int) -> None:
     """Forget the gauges of a worker that ended; what it counted stays."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    pack_info.forget(Path(os.environ[WORKERS_FOLDER]), pid)
 
 
 class AnswerLog:
@@ -247,7 +292,8 @@ def configure_logs(style: Literal["auto", "json", "console"]) -> None:
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Without the values of variables: they are keys, and features of people.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if style == "console"
         else [structlog.processors.format_exc_info, _json]
     )

@@ -8,6 +8,7 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from service import problems
 
@@ -25,12 +26,15 @@ async def read(request: Request, most: int, media: Collection[str]) -> bytes:
         media: types that it may have; an empty one stands for none given.
 
     Raises:
-        HTTPException: 413 or 415.
+        HTTPException: 413 or 415; 400, which nobody reads, where the caller hung up.
     """
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given not in media:
         raise HTTPException(415, f"the body must be {' or '.join(filter(None, media))}")
-    return await whole(request, most)
+    try:
+        return await whole(request, most)
+    except ClientDisconnect:  # no fault of ours, and no traceback in the log
+        raise HTTPException(400, "the caller hung up") from None
 
 
 async def whole(request: Request, most: int) -> bytes:

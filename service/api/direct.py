@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 from fastapi import FastAPI
@@ -27,7 +27,7 @@ from service.admission import Admission
 from service.api import bodies
 from service.api.receipts import Receipts
 from service.api.requests import request_id, session_id
-from service.contract.errors import Overloaded
+from service.contract.errors import DeadlineExceeded, Overloaded
 from service.contract.field import Column
 from service.experiments.arms import NOTHING, Chosen, Model, units
 from service.experiments.document import Arm
@@ -37,6 +37,9 @@ from service.runtime import Runtime
 from service.scoring import Ranking
 from service.security import KeyRing
 from service.telemetry import log_answer
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 Headers = Mapping[bytes, bytes]
 """By name in lower case; of several with one name, the last."""
@@ -89,18 +92,22 @@ class Direct(ABC):
 
     path: ClassVar[re.Pattern[str]]
     """What it matches is this route's."""
+    route: ClassVar[str]
+    """The path's template, for the names of spans."""
 
     def __init__(self, app: FastAPI, runtime: Runtime, keys: KeyRing, admission: Admission) -> None:
         self._app, self._runtime, self._keys, self._admission = app, runtime, keys, admission
         self.most = runtime.settings.max_body_bytes
         """Bytes of a body that are taken."""
         self._deadline = runtime.settings.deadline_ms / 1e3
+        runtime.metrics.permits.set(admission.permits)
         self._router = runtime.router
         self._own = Model(runtime.bundle.manifest.bundle, runtime.packs, runtime.router, runtime.scorer)
         self._arms = None if runtime.experiments is None else runtime.experiments.arms
         noted = runtime.exposures is not None or self._arms is not None
         self._receipts = Receipts(runtime) if noted else None
         self._profiles = runtime.profiles
+        self._traces: Tracer | None = app.state.traces
         self.waits = runtime.scorer.waits
         """Whether every request has to wait, because the engine scores it together with others."""
 
@@ -149,7 +156,7 @@ class Direct(ABC):
         began = perf_counter()
         name = request_id(headers)
         record: dict[str, Any] = {"domain": self.domain(path)}
-        asked = None
+        asked = ranking = None
         try:
             self._allowed(headers)
             asked = self._read(path, headers, body, record)
@@ -168,14 +175,17 @@ class Direct(ABC):
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer
             answer = self._failed(error, path, name, arrived, asked)
         self._admission.answered(perf_counter() - began)
-        self._finish(answer.status, path, name, record, arrived)
+        self._finish(
+            answer.status, path, name, record, headers=headers, moments=(arrived, began), ranking=ranking
+        )
         return answer
 
     def error(self, error: Exception, path: str, headers: Headers, arrived: float) -> Answer:
         """The answer to a request that is wrong before it is read."""
         name = request_id(headers)
         answer = self._failed(error, path, name, arrived)
-        self._finish(answer.status, path, name, {"domain": self.domain(path)}, arrived)
+        record = {"domain": self.domain(path)}
+        self._finish(answer.status, path, name, record, headers=headers, moments=(arrived, arrived))
         return answer
 
     def refuse(self, path: str, headers: Headers) -> Answer:
@@ -184,7 +194,9 @@ class Direct(ABC):
         answer = self.failed(Overloaded("more is asked than can be answered in time"), path, name)
         answer.headers += [(b"x-request-id", name.encode()), (b"server-timing", b"total;dur=0")]
         self._admission.refused()
-        self._runtime.metrics.answered(self.domain(path), answer.status, 0.0)
+        metrics = self._runtime.metrics
+        (metrics.refused_permits if self._admission.full else metrics.refused_deadline).inc()
+        metrics.answered(self.domain(path), answer.status, 0.0)
         return answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,8 +206,9 @@ class Direct(ABC):
         arrived = scope.get("state", {}).get("arrived", began)
         name = request_id(headers)
         record: dict[str, Any] = {"domain": self.domain(path)}
-        asked = None
+        asked = ranking = None
         self._admission.waiting += 1
+        self._runtime.metrics.waiting.inc()
         try:
             until = arrived + self._allowed(headers)
             body = await bodies.whole(Request(scope, receive), self.most)
@@ -230,13 +243,16 @@ class Direct(ABC):
             answer = self._failed(error, path, name, arrived, asked)
         finally:
             self._admission.waiting -= 1
+            self._runtime.metrics.waiting.dec()
         if self._app.state.draining:
             # Or a client that keeps its connection would find it cut.
             answer.headers.append((b"connection", b"close"))
         answer.headers.append((b"content-length", str(len(answer.body)).encode()))
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self._finish(answer.status, path, name, record, arrived)
+        self._finish(
+            answer.status, path, name, record, headers=headers, moments=(arrived, began), ranking=ranking
+        )
 
     def _read(self, path: str, headers: Headers, body: bytes, record: dict[str, Any]) -> Asked:
         if not self._keys.rank_is_open:
@@ -287,8 +303,8 @@ class Direct(ABC):
             record["items"] = ranking.items
         if asked.chosen.memberships:
             record["experiment"], record["arm"] = asked.member
-        self._runtime.observe(ranking, len(asked.ids))
         arrived, began = moments
+        self._runtime.observe(asked.domain, ranking, len(asked.ids), began - arrived)
         timing = (
             f"queue;dur={(began - arrived) * 1e3:.3f}, features;dur={ranking.features_seconds * 1e3:.3f}, "
             f"engine;dur={ranking.engine_seconds * 1e3:.3f}, total;dur={(perf_counter() - arrived) * 1e3:.3f}"
@@ -304,14 +320,32 @@ class Direct(ABC):
         answer = self.failed(error, path, name)
         if asked is not None and self._receipts is not None and answer.status >= _AT_FAULT:
             self._receipts.failed(asked, answer.status, name, perf_counter() - arrived)
+        if isinstance(error, DeadlineExceeded):
+            self._runtime.metrics.refused_late.inc()
         if answer.status == 500:
             log.error("a request failed", request_id=name, exc_info=error)
         timing = f"total;dur={(perf_counter() - arrived) * 1e3:.3f}".encode()
         answer.headers += [(b"x-request-id", name.encode()), (b"server-timing", timing)]
         return answer
 
-    def _finish(self, status: int, path: str, name: str, record: dict[str, Any], arrived: float) -> None:
+    def _finish(
+        self,
+        status: int,
+        path: str,
+        name: str,
+        record: dict[str, Any],
+        *,
+        headers: Headers,
+        moments: tuple[float, float],
+        ranking: Ranking | None = None,
+    ) -> None:
+        arrived, began = moments
         seconds = perf_counter() - arrived
+        if self._traces is not None:
+            spanned = arrived, began, arrived + seconds
+            self._traces.answered(
+                "POST", self.route, headers, record, status=status, moments=spanned, ranking=ranking
+            )
         self._runtime.metrics.answered(record["domain"], status, seconds)
         log_answer(seconds, method="POST", path=path, status=status, request_id=name, **record)
 

@@ -57,6 +57,8 @@ async def events(request: Request) -> Accepted:
     taken or none, unless the store is lost on the way: then some may be, which the 503 does not hide. The
     same events can be sent again, since a click with its `time` is kept once. Events with a `request_id` go
     into the exposure log, if the service writes one; a click counts once there, however often it is sent.
+    Where events give a `probability`, those shown and those clicked, metrics show whether a domain's clicks
+    are as many as predicted; what is sent twice counts twice there.
     """
     runtime: Runtime = request.app.state.runtime
     users = runtime.users
@@ -77,6 +79,14 @@ async def events(request: Request) -> Accepted:
             for event in told.events
             if event.request_id is not None
         )
+    runtime.metrics.drift.told(
+        [
+            (each.domain, each.probability)
+            for each in told.events
+            if each.kind == "shown" and each.probability is not None
+        ],
+        [each.domain for each in told.events if each.kind == "click" and each.probability is not None],
+    )
     for kind, count in Counter(event.kind for event in told.events).items():
         runtime.metrics.events.labels(kind).inc(count)
     return Accepted(accepted=len(told.events))

@@ -32,6 +32,8 @@ class Event(BaseModel):
     """When it happened, in seconds since 1970; by default when it is received."""
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")] | None = None
     """Of the answer that the item was shown from."""
+    probability: Annotated[float, Field(ge=0, le=1)] | None = None
+    """What the answer gave for the item. Of events that say it, clicks are compared with predictions."""
 
 
 class Events(BaseModel):
@@ -40,7 +42,7 @@ class Events(BaseModel):
     model_config = asked(
         {
             "events": [
-                {"user": 42, "domain": "books", "item": 7, "kind": "shown"},
+                {"user": 42, "domain": "books", "item": 7, "kind": "shown", "probability": 0.031},
                 {"user": 42, "domain": "books", "item": 7, "kind": "click", "time": 1767225600.5},
             ]
         }

@@ -176,6 +176,7 @@ class InferRoute(Direct):
     """`POST /v2/models/{model}[/versions/{version}]/infer`."""
 
     path = re.compile(r"/v2/models/([^/?%]+)(?:/versions/([^/?%]+))?/infer")
+    route = "/v2/models/{model}/infer"
 
     def decode(self, path: str, headers: Headers, body: bytes) -> Asked:
         """Read a request.

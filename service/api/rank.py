@@ -46,6 +46,7 @@ class RankRoute(Direct):
     """`POST /v1/domains/{domain}/rank`."""
 
     path = re.compile(r"/v1/domains/([^/?%]*)/rank")
+    route = "/v1/domains/{domain}/rank"
     _decode = staticmethod(msgspec.json.Decoder(_Body).decode)
     _encode = staticmethod(msgspec.json.Encoder().encode)
 
@@ -60,7 +61,7 @@ class RankRoute(Direct):
             raise HTTPException(415, "the body must be application/json")
         try:
             read: _Body | RankRequest = self._decode(body)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             read = _slowly(body)
         return Asked(
             self.domain(path), read.user, read.context, read.ids, read.items, read.top_k, unit=read.unit

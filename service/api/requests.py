@@ -36,7 +36,8 @@ class EveryRequest:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        name = request_id(dict(scope["headers"]))
+        heads = dict(scope["headers"])
+        name = request_id(heads)
         record: dict[str, Any] = {}
         scope.setdefault("state", {}).update(request_id=name, started=started, record=record)
         state = scope["app"].state
@@ -59,6 +60,10 @@ class EveryRequest:
             seconds = perf_counter() - started
             if scope["path"] not in _QUIET:
                 method, path = scope["method"], scope["path"]
+                if state.traces is not None:
+                    route = getattr(scope.get("route"), "path", None)
+                    moments = started, None, started + seconds
+                    state.traces.answered(method, route, heads, record, status=status, moments=moments)
                 log_answer(seconds, request_id=name, method=method, path=path, status=status, **record)
 
 

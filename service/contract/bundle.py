@@ -41,9 +41,13 @@ class Bundle:
             BundleError: a file is missing, differs, or does not belong to the others.
         """
         manifest = Manifest.load(path / MANIFEST)
+        folder = path.resolve()
         for name, expected in manifest.files.items():
             if not (path / name).is_file():
                 raise BundleError(f"{path} is damaged: {name} is missing")
+            # A link may lead elsewhere within the folder, as those of mounted volumes do.
+            if not (path / name).resolve().is_relative_to(folder):
+                raise BundleError(f"{path} is damaged: {name} leads out of it")
             if hashing.file(path / name) != expected:
                 raise BundleError(f"{path} is damaged: {name} has another checksum than the manifest says")
         schema = FeatureSchema.load(path / SCHEMA)

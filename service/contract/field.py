@@ -193,7 +193,7 @@ class Field(BaseModel):
 
     @cached_property
     def _index(self) -> Index:
-        return Index(np.asarray(self.values) if self.values else ())
+        return Index(self.values)
 
     def _rows(self, column: Column) -> tuple[npt.NDArray[np.int32], int]:
         present = np.ones(len(column), bool)

@@ -35,7 +35,9 @@ class Index:
                 order = np.argsort(array, kind="stable")
                 self._sorted, self._order = array[order].astype(np.int64), order.astype(np.int32)
         else:
-            self._lookup = {str(key): at for at, key in enumerate(array.tolist())}
+            # Of the keys as they were given: in an array of texts they lose what NULs they end with.
+            plain = array.tolist() if isinstance(keys, np.ndarray) else keys
+            self._lookup = {str(key): at for at, key in enumerate(plain)}
 
     def __len__(self) -> int:
         return self._size

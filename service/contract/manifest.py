@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.contract import files
 from service.contract.errors import BundleError
@@ -15,7 +15,23 @@ _BESIDE = 1_000_000
 """Bytes that a pack's header and golden rows may take."""
 ITEM_ROWS = "item.rows"
 """Input of the graph over item tables: the row of each candidate."""
+_LARGEST = 64_000_000
+"""Bytes of a manifest; of ten thousand domains it has about two million."""
+
+
+def _inside(name: str) -> str:
+    """A file of the bundle's own folder: whatever it says, nothing else is read."""
+    parts = PurePosixPath(name).parts
+    if not name.isprintable() or not parts or parts[0] == "/" or ".." in parts or "\\" in name:
+        raise ValueError("not a file within the bundle")
+    return name
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_File = Annotated[str, AfterValidator(_inside)]
+_Domain = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+_Id = Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
+"""What becomes the name of a folder, and a part of a key."""
 
 
 class GraphInput(BaseModel):
@@ -44,12 +60,12 @@ class ItemHalves(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    graph: str
+    graph: _File
     """The ONNX file, relative to the bundle. It takes `item.rows` (B,) int32 and the tables in the place of
     the item inputs, and all other inputs of the bundle's graph."""
-    maker: str
+    maker: _File
     """The ONNX file that makes tables: from the item inputs of the bundle's graph to an output a table."""
-    tables: dict[str, str]
+    tables: dict[str, _File]
     """The file of each table, by graph input. Those that `maker` does not make are the item table's own."""
 
 
@@ -61,9 +77,9 @@ class ManyGraphs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fields: str
+    fields: _File
     """The ONNX file, relative to the bundle, that takes items by their fields."""
-    rows: str | None = None
+    rows: _File | None = None
     """The one that takes items by their rows; None if nothing is computed in advance."""
 
 
@@ -108,15 +124,15 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     name: str
-    bundle: str
+    bundle: _Id
     """`<name>-<first 8 of the body's hash>`: packs of one body never meet another's graph."""
     model: dict[str, Any]
     """The recipe that the run resolved, to read and to repeat."""
     schema_fingerprint: Sha256
-    domains: tuple[str, ...]
+    domains: tuple[_Domain, ...]
     """Domains that have a pack in the bundle; the general pack is not one of them."""
     inputs: tuple[GraphInput, ...]
-    graph: str
+    graph: _File
     """The ONNX file, relative to the bundle. Its one output is `logit` (B,) float32."""
     parity: tuple[Parity, ...]
     parameters: int
@@ -131,8 +147,17 @@ class Manifest(BaseModel):
     """By the type that their wide layers compute in; empty if the bundle was made without."""
     precision: tuple[Precision, ...] = ()
     """Of those that are not float32."""
-    files: dict[str, Sha256]
+    files: dict[_File, Sha256]
     """Every other file of the bundle."""
+
+    @model_validator(mode="after")
+    def _listed(self) -> Self:
+        halves, many = self.item_halves, self.many.values()
+        named = [self.graph, *(file for graphs in many for file in (graphs.fields, graphs.rows) if file)]
+        named += [halves.graph, halves.maker, *halves.tables.values()] if halves else []
+        if missing := sorted(set(named) - self.files.keys()):
+            raise ValueError(f"without a checksum: {', '.join(missing)}")
+        return self
 
     @property
     def pack_bytes(self) -> int:
@@ -153,6 +178,8 @@ class Manifest(BaseModel):
             BundleError: it is missing, or not a manifest of this format.
         """
         try:
+            if path.stat().st_size > _LARGEST:
+                raise BundleError(f"{path} has more than {_LARGEST} bytes")
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise BundleError(f"{path.parent} is not a bundle: it has no {path.name}") from error

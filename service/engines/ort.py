@@ -95,6 +95,8 @@ def session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # What fails is raised, and logged once by who catches it: not beside that, as lines that are not JSON.
+    options.log_severity_level = 4
     # Waiting threads that spin take the core from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

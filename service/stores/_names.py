@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from service.contract.errors import StoreError, UnknownVersion
 from service.contract.pack import GENERAL, valid_domain
-from service.stores._protocol import Domain, Version
+from service.stores._protocol import Domain, Pointers, Version
 
 ITEMS = "_items"
 """Editions of the item table are kept, promoted and remembered as a domain's packs are, under this name.
@@ -24,6 +26,20 @@ def check(domain: Domain, version: Version | None = None) -> None:
         raise StoreError(f"{domain!r} is not a domain's name")
     if version is not None and not (version.isascii() and version.isalnum()):
         raise UnknownVersion(f"{version!r} is not a version")
+
+
+def pointers(told: Any) -> Pointers:  # noqa: ANN401 - whatever JSON held
+    """What somebody says is live.
+
+    Raises:
+        TypeError: it is not texts by text.
+        ValueError: a text is none that can be written down.
+    """
+    if not isinstance(told, dict) or not {*map(type, told.values())} <= {str, type(None)}:
+        raise TypeError("not a version, or null, by domain")
+    for domain, version in told.items():
+        f"{domain}{version}".encode()  # half a surrogate pair cannot be logged, answered or looked for
+    return told
 
 
 def is_domain(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 Domain = str
 Version = str
@@ -13,6 +13,8 @@ Pointers = Mapping[Domain, Version | None]
 
 KEPT_HISTORY = 100
 """Promotions of a domain that a store remembers."""
+_LATEST = 1e11
+"""Seconds since 1970; a number that is larger is no time."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,26 @@ class Promotion:
     """Where the pack came from, in the words of who promoted it."""
     by: str = ""
     """Who promoted it."""
+
+    @classmethod
+    def read(cls, told: Any) -> Promotion:  # noqa: ANN401 - whatever JSON held
+        """The step that JSON tells of.
+
+        Raises:
+            KeyError: it has no version, or no time.
+            TypeError: a part of it is of another type.
+            ValueError: a text of it is none that can be written down, or its time none that there is.
+        """
+        if not isinstance(told, dict):
+            raise TypeError("not an object")
+        version, time, run, by = told["version"], told["time"], told.get("run", ""), told.get("by", "")
+        texts = [text for text in (version, run, by) if text is not None]
+        if not {*map(type, texts)} <= {str} or type(time) not in {int, float}:
+            raise TypeError("not a version, a time and texts")
+        "".join(texts).encode()
+        if not 0 <= time <= _LATEST:
+            raise ValueError("not a time")
+        return cls(version, float(time), run or "", by or "")
 
 
 @dataclass(frozen=True)

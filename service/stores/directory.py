@@ -91,11 +91,8 @@ class DirectoryStore:
         names.check(domain)
         state = await asyncio.to_thread(self._state)
         try:
-            return [
-                Promotion(told["version"], told["time"], told.get("run", ""), told.get("by", ""))
-                for told in state["history"].get(domain, [])
-            ]
-        except (KeyError, TypeError, AttributeError) as error:
+            return [Promotion.read(told) for told in state["history"].get(domain, [])]
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"the history in {self._folder / 'live.json'} is damaged: {error!r}") from None
 
     async def kept(self) -> Sequence[Kept]:
@@ -206,11 +203,11 @@ class DirectoryStore:
     def _state(self) -> dict[str, Any]:
         try:
             state = json.loads((self._folder / "live.json").read_bytes())
-            return {"live": dict(state["live"]), "history": dict(state["history"])}
+            return {"live": dict(names.pointers(state["live"])), "history": dict(state["history"])}
         except FileNotFoundError:
             return {"live": {}, "history": {}}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self._folder / 'live.json'} cannot be read: {error!r}") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise StoreError(f"{self._folder / 'live.json'} cannot be read: {error!r}"[:300]) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

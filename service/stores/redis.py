@@ -226,20 +226,23 @@ def _pointers(live: Mapping[bytes, bytes]) -> dict[Domain, Version | None]:
     }
 
 
-def _versions(entry: Mapping[bytes, bytes]) -> dict[Domain, Version | None]:
+def _versions(entry: Mapping[bytes, bytes]) -> Pointers:
     try:
-        versions = json.loads(entry[b"versions"])
-        return {str(domain): promoted and str(promoted) for domain, promoted in versions.items()}
-    except (KeyError, ValueError, AttributeError) as error:
-        raise StoreError(f"an entry of the stream of changes is not a promotion: {error!r}") from None
+        return names.pointers(json.loads(entry[b"versions"]))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"an entry of the stream of changes is not a promotion: {_line(error)}") from None
 
 
 def _promotion(entry: bytes) -> Promotion:
     try:
-        told = json.loads(entry)
-        return Promotion(told["version"], float(told["time"]), told.get("run", ""), told.get("by", ""))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise StoreError(f"an entry of a history is not a promotion: {error!r}") from None
+        return Promotion.read(json.loads(entry))
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise StoreError(f"an entry of a history is not a promotion: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """What is wrong, without the text that it was found in."""
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _steps(packs: Sequence[tuple[Domain, Version]]) -> list[Sequence[tuple[Domain, Version]]]:

@@ -122,5 +122,5 @@ def _recent(text: bytes | None) -> tuple[Click, ...]:
     try:
         lines = json.loads(b"[%s]" % b",".join((text or b"").splitlines()))
         return tuple(Click(str(domain), item, float(time)) for time, domain, item in lines)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise Damaged("a user's recent clicks are not lines of [time, domain, item]") from None

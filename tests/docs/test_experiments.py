@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from openfeature import api
 
 from loadtest import simulate_http
 from loadtest.simulate_experiments import markdown
+from tests.docs.blocks import blocks
 
 PAGE = Path("docs/experiment-report.md")
 REPORT = Path("docs/figures/simulate-experiments.json")
@@ -76,23 +76,17 @@ def test_worlds_over_http_ended_right() -> None:
     assert max(each["true_lift_se"] for each in http["each"]) < 0.001
 
 
-def _block(page: str, first: str) -> str:
-    """The code of a page that begins with this line."""
-    lines = page[page.index(f"    {first}") :].splitlines()
-    end = next(at for at, line in enumerate(lines) if line and not line.startswith("    "))
-    return textwrap.dedent("\n".join(lines[:end]))
-
-
 def test_the_flags_of_the_page_are_its_experiments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = Path("docs/experiments.md").read_text()
-    whole = json.loads(_block(page, "{\n"))
+    page = [*blocks(Path("docs/experiments.md"))]
+    [text] = [block.text for block in page if block.language == "json"]
+    whole = json.loads(text)
     whole["layers"]["ranking"]["experiments"][0]["ramp"] = []  # all of it, and now
     del whole["layers"]["ranking"]["experiments"][0]["stop"]
     (tmp_path / "experiments.json").write_text(json.dumps(whole))
     monkeypatch.chdir(tmp_path)
-    code = _block(page, "from pathlib import Path")
+    [code] = [block.text for block in page if block.language == "python"]
     for unit in range(60):
         exec(code.replace('"42"', f'"{unit}"'), {})
     seen = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from loadtest.bench_ranks import Team, bench, show
-from loadtest.bench_training import RivalError, recipe_for
+from loadtest.bench_training import recipe_for
+from loadtest.rivals.rival import RivalError
 from tests.conftest import TINY
 from training.recipe import Choice
 

@@ -60,7 +60,7 @@ class Blocks:
             RunError: there is none.
         """
         try:
-            return cls(folder, np.load(folder / "edges.npy"))
+            return cls(folder, np.load(folder / "edges.npy", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise RunError(f"{folder} has no encoded rows: {error}") from error
 

@@ -58,5 +58,5 @@ async def until(true, seconds=15.0):
 
 def documented(name, password):
     """The command in docs/redis.md that makes a user."""
-    [line] = re.findall(rf"^    (ACL SETUSER {name} .*)$", Path("docs/redis.md").read_text(), re.MULTILINE)
+    [line] = re.findall(rf"^(ACL SETUSER {name} .*)$", Path("docs/redis.md").read_text(), re.MULTILINE)
     return str(line).replace("PASSWORD", password).split()
