@@ -54,6 +54,7 @@ bench-domains: $(READY) ## Ten thousand domains in one service, by form of pack 
 bench-models: $(READY) ## Every model of results-kuairand-models over HTTP: speed, packs, answers beside torch's [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-models $(ARGS)
 
+bench-served: export OMP_NUM_THREADS = 1
 bench-served: $(READY) ## Microseconds a candidate of every model of `results` [DATA=synthetic] [ARGS=...]
 	@cd '$(ROOT)' && '$(VENV)/bin/python' -m loadtest bench-served --data '$(DATA)' $(ARGS)
 
