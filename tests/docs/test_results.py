@@ -106,4 +106,6 @@ def test_what_the_text_says_of_load_is_in_the_reports() -> None:
 def test_pictures_and_pages_that_are_linked_exist() -> None:
     for page in (*DOCS.glob("*.md"), Path("README.md"), Path("CONTRIBUTING.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            if target.startswith("reference/"):  # made with the site, whose test looks at them
+                continue
             assert (page.parent / target).exists(), (page, target)
