@@ -1,30 +1,41 @@
 """Rows a second of the training loop, beside a bare loop and other libraries' trainers, in one run.
 
-Every contender trains the same backbone at equal settings on the same rows, of which it reads the same
-columns: single-valued ids, because all of them can. Rounds are interleaved, since a shared machine is not
-equally fast at all times; a round of a contender is one epoch, and its rate is that of its median round.
+Every contender trains the same model at equal settings on the same rows, of which it reads the same columns:
+single-valued ids, because all of them can. Rounds are interleaved, since a shared machine is not equally fast
+at all times; a round of a contender is one epoch, and its rate is that of its median round.
 
-    mdctr           `Fit`'s epoch of `mix` over the backbone, without general rows, as nobody else has them
+    mdctr           `Fit`'s epoch of a paradigm over a backbone, without general rows, as nobody else has them
     mdctr_general   the same with them, as a recipe has it by default
     bare            the same network and optimiser with nothing around, of DeepFM (`loadtest.rivals.bare`)
-    torch_rechub, fuxictr   their model of that name, loaders and trainers, in processes and an environment of
-                    their own; they do not read the domain, and not all their models have a first-order part
+    torch_rechub, fuxictr, deepctr_torch   their model of that name, loaders and trainers, in processes and an
+                    environment of their own
+
+A contender's rows a second of a core's time are there, too: what else the machine does moves those less.
+
+A backbone stands under `mix`, and the others' models do not read the domain; not all of them have a
+first-order part. Shared bottom, MMoE and PLE stand over an MLP, and are compared with models of several
+tasks, one for each domain, whose loss counts a row for its own domain's task alone (`loadtest.rivals.tasks`).
+
+Equal there: rows, columns, batch, Adam and its learning rate; the embeddings' width; the experts' number,
+widths, BatchNorm, ReLU and dropout; one linear layer as a gate; towers' widths; one level of PLE. Not equal:
+here a row goes through its own domain's tower, gate and experts, there through those of all domains; here is
+a first-order part, and a tower for unseen domains, which these rows do not train. What a library cannot
+leave out its module says.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,8 +45,9 @@ from rich.table import Table
 
 import loadtest
 from loadtest.rivals import bare
+from loadtest.rivals.rival import Rival, RivalError, peak_mb
+from loadtest.sheet import Sheet
 from service.contract import files, plugins
-from service.contract.errors import MdctrError
 from service.contract.schema import FeatureSchema
 from training.backbones import deepfm
 from training.checkpoint import Run
@@ -46,13 +58,18 @@ from training.loop import Loop, Outcome, Pass, Standing
 from training.ranks import ALONE, Ranks
 from training.recipe import Choice, Optimisation, Recipe
 
-RIVALS = ("torch_rechub", "fuxictr")
+RIVALS = ("torch_rechub", "fuxictr", "deepctr_torch")
+BACKBONES = ("deepfm", "wide_deep", "fnn", "dcn", "dcnv2", "xdeepfm", "autoint")
+PARADIGMS = ("shared_bottom", "mmoe", "ple")
+"""That other libraries have, too."""
+MLP = "wide_deep"
+"""The backbone that is an MLP, which is what they have those over."""
 PYTHON = Path(loadtest.__file__).parents[1] / ".venv-rivals" / "bin" / "python"
 """The interpreter that has them."""
-
-
-class RivalError(MdctrError):
-    """Another library's process did not start, or ended; the text says why."""
+Measured = dict[str, list[float]]
+"""By contender and round."""
+_RANKS = "ranks"
+"""What `loadtest.bench_ranks` writes into the same file."""
 
 
 class Stopped(Loop):
@@ -113,79 +130,53 @@ class Bare:
         return seconds_of(lambda: bare.epoch(self.model, self.optimiser, self.columns, self.batch))
 
 
-class Rival:
-    """Another library in a process of its own, which trains for an epoch when it is told to.
+class Contender(NamedTuple):
+    """Who is timed."""
 
-    Raises:
-        RivalError: it did not start.
+    seconds: Callable[[], float]
+    """Trains for an epoch and says how long it took."""
+    process: int = os.getpid()
+    """Where it does that."""
+
+
+def recipe_for(data: str, backbone: str | None = None, paradigm: str = "mix") -> Recipe:
+    """What is compared: a paradigm over a backbone at their defaults, on a data set, in batches of 2048.
+
+    Without a backbone it is DeepFM under `mix`, and an MLP under any other paradigm.
     """
-
-    def __init__(self, name: str, python: Path, task: Path, threads: int) -> None:
-        if not python.exists():
-            raise RivalError(f"there is no {python}; `make bench-training` makes it")
-        self.name, self.log = name, task.with_name(f"{name}.log")
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [str(python), "-m", f"loadtest.rivals.{name}", str(task)],
-                cwd=Path(loadtest.__file__).parents[1],
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        try:
-            self.versions: dict[str, str] = self._answer()
-        except RivalError:
-            self.close()
-            raise
-
-    def seconds(self) -> float:
-        """Have it train for an epoch; how long that took by its own clock."""
-        if self.process.stdin is None:
-            raise RivalError(f"{self.name} has no input")
-        with suppress(BrokenPipeError):  # it has ended, and the answer says why
-            self.process.stdin.write("round\n")
-            self.process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def close(self) -> None:
-        """Stop it."""
-        self.process.kill()
-        self.process.communicate()
-
-    def peak_mb(self) -> float | None:
-        """The most that it has had in memory."""
-        return _peak_mb(self.process.pid)
-
-    def _answer(self) -> dict[str, Any]:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        if not line:
-            said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise RivalError(f"{self.name} ended: {said[-1]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-def recipe_for(data: str, backbone: str = "deepfm") -> Recipe:
-    """What is compared: a mixed model over a backbone at its defaults, on a data set, in batches of 2048."""
     return Recipe(
         name="bench-training",
         data=Choice(name=data),
-        backbone=Choice(name=backbone),
-        paradigm=Choice(name="mix"),
+        backbone=Choice(name=backbone or ("deepfm" if paradigm == "mix" else MLP)),
+        paradigm=Choice(name=paradigm),
         joint=Optimisation(batch=2048),
     )
+
+
+def recipes(data: str) -> list[Recipe]:
+    """Every model that another library has."""
+    return [
+        *(recipe_for(data, backbone) for backbone in BACKBONES),
+        *(recipe_for(data, paradigm=paradigm) for paradigm in PARADIGMS),
+    ]
+
+
+def model_of(recipe: Recipe) -> str:
+    """What a report and the other libraries call it: after its paradigm, where that is over an MLP."""
+    if recipe.paradigm.name == "mix":
+        return recipe.backbone.name
+    over = "" if recipe.backbone.name == MLP else f"_{recipe.backbone.name}"
+    return f"{recipe.paradigm.name}{over}"
 
 
 def bench(
     recipe: Recipe, out: Path, *, data: Path, rounds: int, batches: int, python: Path = PYTHON
 ) -> dict[str, Any]:
-    """Run all contenders and return the report, which is also written to `out`.
+    """Run all contenders of a model and return what it came to, which `out` then has by the model's name.
 
     Args:
-        recipe: `mix` over a backbone at its defaults; else as you like.
-        out: the report's file.
+        recipe: a paradigm over a backbone, both at their defaults; else as you like.
+        out: the report's file; its figures of other models stay.
         data: the folder of prepared data sets.
         rounds: how many are counted; one goes before them to warm up.
         batches: in a round, or as many as there are rows for.
@@ -200,19 +191,20 @@ def bench(
     every = Rows.encode(prepared.split("train"), prepared.schema, prepared.domains)
     batches = max(1, min(batches, len(every) // recipe.joint.batch))
     rows = every.shuffled(0)[: batches * recipe.joint.batch]
+    model = model_of(recipe)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mdctr-bench-")))
-        contenders: dict[str, Callable[[], float]] = {}
+        contenders: dict[str, Contender] = {}
         for name, share in (("mdctr", 0.0), ("mdctr_general", recipe.general_share)):
             shared = recipe.model_copy(update={"general_share": share})
-            contenders[name] = Ours(shared, prepared, rows, folder / name).seconds
+            contenders[name] = Contender(Ours(shared, prepared, rows, folder / name).seconds)
         versions = {name: version(name) for name in ("mdctr", "torch", "numpy")}
         missing = {}
-        if recipe.backbone.name == "deepfm":
-            contenders["bare"] = Bare(recipe, prepared, rows).seconds
+        if model == "deepfm":
+            contenders["bare"] = Contender(Bare(recipe, prepared, rows).seconds)
         else:
-            missing["bare"] = f"it has no {recipe.backbone.name}"
-        task = _task(recipe, prepared.schema, rows, folder)
+            missing["bare"] = f"it has no {model}"
+        task = _task(recipe, prepared, rows, folder)
         rivals: dict[str, Rival] = {}
         for name in RIVALS:
             try:
@@ -222,19 +214,26 @@ def bench(
                 continue
             stack.callback(rival.close)
             rivals[name] = rival
-            contenders[name] = rival.seconds
+            contenders[name] = Contender(rival.seconds, rival.process.pid)
             versions |= {name: rival.versions["version"], f"{name}.torch": rival.versions["torch"]}
-        seconds = _race(contenders, rounds)
-        peaks = {"mdctr": _peak_mb(os.getpid()), **{name: rival.peak_mb() for name, rival in rivals.items()}}
-    rate = {name: len(rows) / float(np.median(taken)) for name, taken in seconds.items()}
+        seconds, core = _race(contenders, rounds)
+        peaks = {"mdctr": peak_mb(os.getpid()), **{name: rival.peak_mb() for name, rival in rivals.items()}}
+    rate, by_core = (
+        {name: len(rows) / float(np.median(taken)) for name, taken in measured.items()}
+        for measured in (seconds, core)
+    )
     report: dict[str, Any] = {
         "data": prepared.about.source,
         "backbone": recipe.backbone.name,
+        "paradigm": recipe.paradigm.name,
+        "domains": len(prepared.domains),
         "fields": [field.key for field in prepared.schema.fields],
         "vocabulary": prepared.schema.rows,
         "rows": len(rows),
         "rows_per_s": {name: rate.get(name) for name in ("mdctr", "mdctr_general", "bare", *RIVALS)},
         **{f"ratio_to_{name}": _ratio(rate, name) for name in ("bare", *RIVALS)},
+        "rows_per_core_s": {name: by_core.get(name) for name in ("mdctr", "mdctr_general", "bare", *RIVALS)},
+        **{f"core_ratio_to_{name}": _ratio(by_core, name) for name in ("bare", *RIVALS)},
         "peak_mb": peaks,
         "missing": missing,
         "rounds": rounds,
@@ -243,9 +242,8 @@ def bench(
         "threads": recipe.threads,
         "versions": versions,
     }
-    if out.exists() and "ranks" in (before := json.loads(out.read_text())):
-        report["ranks"] = before["ranks"]  # `loadtest.bench_ranks` measures those
-    files.write(out, json.dumps(report, indent=1))
+    before = json.loads(out.read_text()) if out.exists() else {}
+    files.write(out, json.dumps({**before, model: report}, indent=1))
     return report
 
 
@@ -255,8 +253,31 @@ def readable_by_all(prepared: Prepared) -> Prepared:
     return replace(prepared, schema=FeatureSchema(fields=fields))
 
 
+def markdown(report: Mapping[str, Any]) -> str:
+    """The file's models as a table for a page."""
+    first = next(report[name] for name in report if name != _RANKS)
+    heads = ["model", "mdctr, rows/s"]
+    for rival in RIVALS:
+        heads += [
+            f"{rival.replace('_', '-')} {first['versions'].get(rival, '')}".strip(),
+            "times as fast",
+            "by core time",
+        ]
+    lines = []
+    for name, found in report.items():
+        if name == _RANKS:
+            continue
+        cells = [name, f"{found['rows_per_s']['mdctr']:,.0f}"]
+        for rival in RIVALS:
+            rate, ratio = found["rows_per_s"][rival], found[f"ratio_to_{rival}"]
+            core = found[f"core_ratio_to_{rival}"]
+            cells += ["-"] * 3 if rate is None else [f"{rate:,.0f}", f"{ratio:.2f}", f"{core:.2f}"]
+        lines.append(cells)
+    return Sheet(heads, lines).markdown()
+
+
 def show(report: Mapping[str, Any], console: Console) -> None:
-    """The report as a table."""
+    """A model's report as a table."""
     table = Table("contender", "rows/s", "mdctr, times as fast", "version")
     for name, rate in report["rows_per_s"].items():
         ratio = report.get(f"ratio_to_{name}")
@@ -268,9 +289,10 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        f"{report['backbone']} on {report['data']}, {len(report['fields'])} fields, "
-        f"V = {report['vocabulary']:,}; median of {report['rounds']} interleaved rounds of "
-        f"{report['batches']} batches of {report['batch']}, {report['threads']} thread",
+        f"{report['backbone']} under {report['paradigm']} on {report['data']}, "
+        f"{len(report['fields'])} fields, V = {report['vocabulary']:,}; "
+        f"median of {report['rounds']} interleaved rounds of {report['batches']} batches "
+        f"of {report['batch']}, {report['threads']} thread",
         soft_wrap=True,
     )
     peaks = {name: peak for name, peak in report["peak_mb"].items() if peak is not None}
@@ -279,35 +301,45 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(f"{name} did not run: {reason}", soft_wrap=True)
 
 
-def _race(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender's rounds, each in an order of its own: who comes after whom matters."""
+def _race(contenders: Mapping[str, Contender], rounds: int) -> tuple[Measured, Measured]:
+    """Seconds of every contender's rounds, and seconds that it had of a core in them.
+
+    Each round is in an order of its own: who comes after whom matters.
+    """
     names, order = list(contenders), np.random.default_rng(0)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds, core = ({name: list[float]() for name in names} for _ in range(2))
     for at in track(range(rounds + 1), "rounds", console=Console(stderr=True), transient=True):
         for name in order.permutation(names):
-            taken = contenders[name]()
+            before = _core_seconds(contenders[name].process)
+            taken = contenders[name].seconds()
             if at:
                 seconds[name].append(taken)
-    return seconds
+                core[name].append(_core_seconds(contenders[name].process) - before)
+    return seconds, core
 
 
-def _task(recipe: Recipe, schema: FeatureSchema, rows: Rows, folder: Path) -> Path:
+def _task(recipe: Recipe, prepared: Prepared, rows: Rows, folder: Path) -> Path:
     """Write what a rival is to train, for its process to read: every field's ids count from 0."""
     columns: dict[str, Any] = {}
     fields: dict[str, int] = {}
-    for key, slot in schema.slots.items():
+    for key, slot in prepared.schema.slots.items():
         ids = rows.request_ids if slot.field.scope == "request" else rows.item_ids
         name = key.replace(".", "_")  # torch allows no dot in a module's name
         columns[name] = ids[:, slot.at.start].numpy().astype(np.int64) - slot.offset
         fields[name] = slot.field.rows
-    np.savez(folder / "rows.npz", label=rows.label.numpy(), **columns)
-    options = plugins.load("training.backbones", recipe.backbone.name).Options()
+    np.savez(folder / "rows.npz", label=rows.label.numpy(), domain=rows.domain.numpy(), **columns)
+    options, paradigm = (
+        plugins.load(f"training.{kind}s", getattr(recipe, kind).name).Options()
+        for kind in ("backbone", "paradigm")
+    )
     task = {
         "rows": str(folder / "rows.npz"),
         "fields": fields,
         "dim": recipe.dim,
-        "backbone": recipe.backbone.name,
+        "model": model_of(recipe),
         "options": options.model_dump(mode="json"),
+        "paradigm_options": paradigm.model_dump(mode="json"),
+        "domains": len(prepared.domains),
         "batch": recipe.joint.batch,
         "lr": recipe.joint.lr,
         "l2": recipe.joint.l2,
@@ -323,13 +355,9 @@ def _adam(module: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.Adam(module.parameters(), lr=options.lr, weight_decay=options.l2, fused=True)
 
 
-def _peak_mb(process: int) -> float | None:
-    """The most MB that a process has had in memory; None where Linux does not say."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+def _core_seconds(process: int) -> float:
+    """What a process has had of cores until now: its clock as clock_getcpuclockid(3) names it."""
+    return time.clock_gettime((~process << 3) | 2)
 
 
 def _ratio(rate: Mapping[str, float], name: str) -> float | None:

@@ -31,13 +31,13 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self._client = httpx2.Client(base_url=f"{url}/api/v1", timeout=10)
 
-    def now(self, query: str) -> list[dict[str, Any]]:
-        """The series of a query that have a value now.
+    def now(self, query: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The series of a query that have a value now, or at another moment (seconds since 1970).
 
         Raises:
             PrometheusError: it is no PromQL.
         """
-        return self._asked("query", query=query)
+        return self._asked("query", query=query, **({} if at is None else {"time": at}))
 
     def between(self, query: str, start: float, end: float, step: float) -> list[dict[str, Any]]:
         """The series of a query with their values from `start` to `end`, every `step` seconds.

@@ -1,4 +1,4 @@
-"""The other end of `loadtest.bench_training`'s pipe: one epoch for every line on stdin."""
+"""The other end of `loadtest.bench_training`'s pipes: one epoch for every line on stdin."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import torch
 
 
 def serve(package: str, epoch: Callable[[], object]) -> None:
-    """Say on stdout that the library is ready, then time an epoch for every line that comes.
+    """Say that the library is ready, then time an epoch for every line that comes.
 
-    Whatever the library itself prints goes to stderr.
+    Answers go into the pipe whose number is the last argument: stdout is the library's own.
 
     Args:
         package: what it is called on the package index.
         epoch: trains once on all rows.
     """
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    print(json.dumps({"version": version(package), "torch": torch.__version__}), file=out)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        epoch()
-        print(json.dumps({"seconds": time.perf_counter() - began}), file=out)
+    with os.fdopen(int(sys.argv[-1]), "w", buffering=1) as out:
+        print(json.dumps({"version": version(package), "torch": torch.__version__}), file=out)
+        for _ in sys.stdin:
+            began = time.perf_counter()
+            epoch()
+            print(json.dumps({"seconds": time.perf_counter() - began}), file=out)

@@ -233,6 +233,8 @@ class Watched(NamedTuple):
 
     prometheus: Prometheus
     since: float
+    until: float
+    """When the traffic ended; other tests may run between it and a question."""
 
 
 @pytest.fixture(scope="session")
@@ -257,12 +259,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         with prometheus(url, place / "prometheus", every=0.5) as asked:
             began = time.time()
             Visitors(url, bundle, seed=1).visit(TRAFFIC, lambda _: 40.0, lambda _: 0.1)
-            yield Watched(asked, began)
+            yield Watched(asked, began, time.time())
 
 
 @pytest.mark.parametrize(("panel", "query"), QUERIES)
 def test_a_query_returns_data(watched: Watched, panel: Panel, query: Query) -> None:
-    found = watched.prometheus.now(query.filled("10s"))
+    found = watched.prometheus.now(query.filled("10s"), watched.until)
     assert found
     values = [float(each["value"][1]) for each in found]
     assert any(value == value for value in values), "nothing but NaN"  # noqa: PLR0124 - which only NaN is not
@@ -288,7 +290,7 @@ def test_what_is_no_promql_is_an_error(watched: Watched) -> None:
 
 
 def test_the_picture_has_every_panel(watched: Watched, tmp_path: Path) -> None:
-    drawn = [series(watched.prometheus, panel, watched.since + 3, time.time()) for panel in panels()]
+    drawn = [series(watched.prometheus, panel, watched.since + 3, watched.until) for panel in panels()]
     assert [each.panel.title for each in drawn if each.panel.kind != "row" and not each.series] == []
     draw(drawn, tmp_path / "dashboard.png")
     assert (tmp_path / "dashboard.png").read_bytes().startswith(b"\x89PNG")

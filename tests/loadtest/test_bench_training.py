@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from loadtest.bench_training import Bare, Ours, bench, readable_by_all, recipe_for, show
+from loadtest.bench_training import (
+    BACKBONES,
+    RIVALS,
+    Bare,
+    Ours,
+    bench,
+    markdown,
+    model_of,
+    readable_by_all,
+    recipe_for,
+    recipes,
+    show,
+)
 from loadtest.rivals.bare import BareDeepFM
+from loadtest.rivals.tasks import labels, own_rows
 from tests.conftest import TINY
 from training.data.batches import Rows
 from training.data.prepare import Prepared, prepare
@@ -35,13 +51,14 @@ def test_the_report_has_its_shape_and_says_who_is_missing(
 ) -> None:
     out = tmp_path / "bench-training" / "report.json"
     report = bench(recipe, out, data=data_root, rounds=2, batches=1, python=tmp_path / "python")
-    assert json.loads(out.read_text()) == report
+    assert json.loads(out.read_text()) == {"deepfm": report}
 
     rates = report["rows_per_s"]
-    assert list(rates) == ["mdctr", "mdctr_general", "bare", "torch_rechub", "fuxictr"]
+    assert list(rates) == ["mdctr", "mdctr_general", "bare", *RIVALS]
+    assert list(report["rows_per_core_s"]) == list(rates)
     assert all(rates[name] > 0 for name in ("mdctr", "mdctr_general", "bare"))
     assert report["ratio_to_bare"] == pytest.approx(rates["mdctr"] / rates["bare"])
-    for rival in ("torch_rechub", "fuxictr"):
+    for rival in RIVALS:
         assert rates[rival] is None
         assert report[f"ratio_to_{rival}"] is None
         assert str(tmp_path / "python") in report["missing"][rival]
@@ -73,6 +90,74 @@ def test_another_backbone_is_trained_and_the_bare_loop_does_not_have_it(
     assert report["rows_per_s"]["bare"] is None
     assert report["ratio_to_bare"] is None
     assert report["missing"]["bare"] == "it has no dcn"
+
+
+RIVAL = """import json, os, sys
+import numpy as np
+
+print("a library may say what it likes")
+with open(sys.argv[3]) as file:
+    task = json.load(file)
+rows = np.load(task["rows"])
+assert rows["domain"].max() < task["domains"] and {*task["fields"]} < {*rows}
+if sys.argv[2].endswith("fuxictr"):
+    sys.exit("it has no " + task["model"])
+out = os.fdopen(int(sys.argv[4]), "w", buffering=1)
+print(json.dumps({"version": "1.2", "torch": str(task["paradigm_options"])}), file=out)
+for _ in sys.stdin:
+    print(json.dumps({"seconds": 0.5}), file=out)
+"""
+
+
+def test_towers_are_timed_beside_the_other_libraries_and_models_share_a_file(
+    recipe: Recipe, data_root: Path, tmp_path: Path
+) -> None:
+    """With a rival that takes half a second an epoch: 2048 rows are 4096 rows a second."""
+    python, out = tmp_path / "python", tmp_path / "report.json"
+    python.write_text(f"#!{sys.executable}\n{RIVAL}")
+    python.chmod(0o755)
+    out.write_text('{"ranks": {"ratio": 1.4}, "mmoe": {"old": true}}')
+    mmoe = recipe_for("synthetic", paradigm="mmoe").model_copy(update={"data": recipe.data})
+    report = bench(mmoe, out, data=data_root, rounds=1, batches=1, python=python)
+
+    assert (report["backbone"], report["paradigm"], report["batches"]) == ("wide_deep", "mmoe", 1)
+    assert report["rows_per_s"]["torch_rechub"] == report["rows_per_s"]["deepctr_torch"] == 4096
+    assert report["ratio_to_torch_rechub"] == pytest.approx(report["rows_per_s"]["mdctr"] / 4096)
+    assert report["missing"] == {"bare": "it has no mmoe", "fuxictr": "fuxictr ended: it has no mmoe"}
+    assert report["versions"]["deepctr_torch"] == "1.2"
+    assert "'experts': 4" in report["versions"]["deepctr_torch.torch"]
+    assert report["peak_mb"]["deepctr_torch"] > 1
+    written = json.loads(out.read_text())
+    assert written == {"ranks": {"ratio": 1.4}, "mmoe": report}
+
+    heads, _, *lines = markdown(written).splitlines()
+    assert heads.startswith("| model | mdctr, rows/s | torch-rechub 1.2 | times as fast | by core time |")
+    ratio, core = (report[f"{kind}_to_torch_rechub"] for kind in ("ratio", "core_ratio"))
+    (line,) = lines
+    assert line.startswith(
+        f"| mmoe | {report['rows_per_s']['mdctr']:,.0f} | 4,096 | {ratio:.2f} | {core:.2f} |"
+    )
+    assert "| - | - | - |" in line
+
+
+def test_a_model_is_called_after_what_other_libraries_have() -> None:
+    names = [model_of(recipe) for recipe in recipes("douban")]
+    assert names == [*BACKBONES, "shared_bottom", "mmoe", "ple"]
+    assert model_of(recipe_for("douban")) == "deepfm"
+    assert model_of(recipe_for("douban", "deepfm", "ple")) == "ple_deepfm"
+
+
+def test_a_row_counts_for_its_own_domains_task_alone() -> None:
+    """By hand: of three rows, two are the first domain's, of 0.8 and 0.4 where the labels are 1 and 0."""
+    found = labels(np.array([1, 0, 1]), np.array([0, 0, 1]), 2)
+    assert found.tolist() == [[1, -1], [0, -1], [-1, 1]]
+    probability = torch.tensor([0.8, 0.4, 0.1], requires_grad=True)
+    first, second = torch.from_numpy(found).T
+    loss = own_rows(probability, first)
+    assert loss.item() == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 3)
+    (gradient,) = torch.autograd.grad(loss, probability)
+    assert gradient.tolist() == pytest.approx([-1 / 0.8 / 3, 1 / 0.6 / 3, 0])
+    assert own_rows(probability, second, reduction="sum").item() == pytest.approx(-math.log(0.1))
 
 
 def pairs(ours: Mix, theirs: BareDeepFM) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -34,21 +34,29 @@ class Router:
         self.domains = domains
         self.order = torch.argsort(domain, stable=True)
         self.back = torch.argsort(self.order)
-        present, counts = torch.unique_consecutive(domain[self.order], return_counts=True)
+        present, self._sorted_places, counts = torch.unique_consecutive(
+            domain[self.order], return_inverse=True, return_counts=True
+        )
         self.present: list[int] = present.tolist()
         self.counts: list[int] = counts.tolist()
 
     def __getitem__(self, name: str, /) -> Callable[..., Tensor]:
         """The network of that name of each row's domain."""
-        return partial(self._through, name)
+        return partial(self.through, self.networks(name))
 
-    def _through(self, name: str, *tensors: Tensor) -> Tensor:
-        """(B, ...) each to (B, ...), in the rows' order."""
+    def networks(self, name: str) -> list[Callable[..., Tensor]]:
+        """Those of that name of the P domains that the batch has."""
+        return [self.domains[at][name] for at in self.present]
+
+    def places(self) -> Tensor:
+        """Which of them is each row's, (B,)."""
+        places: Tensor = self._sorted_places.index_select(0, self.back)
+        return places
+
+    def through(self, networks: Sequence[Callable[..., Tensor]], *tensors: Tensor) -> Tensor:
+        """(B, ...) each to (B, ...), in the rows' order, by one network for each of the batch's domains."""
         grouped = (torch.split(tensor.index_select(0, self.order), self.counts) for tensor in tensors)
-        found = [
-            self.domains[at][name](*rows)
-            for at, rows in zip(self.present, zip(*grouped, strict=True), strict=True)
-        ]
+        found = [network(*rows) for network, rows in zip(networks, zip(*grouped, strict=True), strict=True)]
         return torch.cat(found).index_select(0, self.back)
 
 
