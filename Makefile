@@ -153,5 +153,5 @@ $(READY): $(ROOT)/pyproject.toml $(ROOT)/constraints.txt
 $(RIVALS)/.installed: $(ROOT)/Makefile
 	@echo 'Setting up $(RIVALS)'
 	@test -x '$(RIVALS)/bin/pip' || $(PYTHON) -m venv '$(RIVALS)'
-	@'$(RIVALS)/bin/python' -m pip install -qq torch==2.13.0 torch-rechub==0.9.0 fuxictr==2.3.10
+	@'$(RIVALS)/bin/python' -m pip install -qq torch==2.13.0 torch-rechub==0.9.0 fuxictr==2.3.10 deepctr-torch==0.3.0
 	@touch '$@'

@@ -46,7 +46,7 @@ def test_what_the_text_says_of_other_libraries_is_in_the_report() -> None:
         name: [found[f"ratio_to_{rival}"] for rival in bench_training.RIVALS if rival not in found["missing"]]
         for name, found in report.items()
     }
-    twice = ("deepfm", *bench_training.PARADIGMS)
+    twice = "deepfm", "shared_bottom", "ple"
     assert all(min(ratios[name]) >= 2 for name in twice)
     assert all(len(found) >= 2 and min(found) >= 1 for found in ratios.values())
     for found in report.values():
@@ -57,6 +57,7 @@ def test_what_the_text_says_of_other_libraries_is_in_the_report() -> None:
     for text in (
         f"median of {rounds} interleaved rounds of {batches} batches",
         f"{least:.1f} to {most:.1f} times as fast",
-        f"at least {of_twice:.1f} times with DeepFM, shared bottom, MMoE and PLE",
+        f"at least {of_twice:.1f} times with DeepFM, shared bottom and PLE",
+        f"{min(ratios['mmoe']):.1f} times with MMoE",
     ):
         assert text in page, text
