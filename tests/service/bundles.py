@@ -188,7 +188,9 @@ def with_many(bundle: Bundle) -> Bundle:
                     onnx.load(str(graph)), bundle.path, f"many.{form}.{dtype}.onnx", dtype
                 )
         made[dtype] = ManyGraphs(**files)
-    manifest = bundle.manifest.model_copy(update={"many": made})
+    written = {file.name: hashing.file(file) for file in bundle.path.glob("*.onnx")}
+    listed = {**written, **bundle.manifest.files}
+    manifest = bundle.manifest.model_copy(update={"many": made, "files": listed})
     return Bundle(bundle.path, manifest, bundle.schema, bundle.items)
 
 
