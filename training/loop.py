@@ -21,10 +21,6 @@ from training.recipe import Optimisation
 from training.stages import train_mode, training_only
 
 
-_KEPT = 31 * 2**20
-"""The most, in bytes, that glibc learns from: DEFAULT_MMAP_THRESHOLD_MAX in mallopt(3), less a page."""
-
-
 def in_any_order(rows: Rows | Stream, size: int, seed: int) -> Iterator[Rows]:
     """Batches of shuffled rows."""
     return rows.shuffled(seed).batches(size)
@@ -201,9 +197,6 @@ class Loop:
         normalised = any(isinstance(m, nn.BatchNorm1d) and m.training for m in work.module.modules())
         parameters, ranks = optimiser.param_groups[0]["params"], self.ranks
         exchange = Exchange(ranks, work.module, parameters) if ranks.size > 1 else None
-        # glibc keeps twice as much freed memory as the largest block that was ever freed: so steps' gradients
-        # find it there, instead of pages that the system has to hand out, and clear, anew.
-        torch.empty(_KEPT, dtype=torch.uint8)
         batches = work.batches(work.rows, options.batch * ranks.size, seed)
         for batch in after(batches, at.steps):
             if len(batch) // ranks.size < 1 + normalised:
