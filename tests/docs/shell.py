@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import yaml
 from pydantic import ValidationError
@@ -165,9 +166,12 @@ def _ours(module: str, words: list[str], folder: Path) -> None:
         if not words or words[0] not in command.commands:
             raise ShellError(f"python -m {module} has no command {' '.join(words[:1])!r}")
         command, words = command.commands[words[0]], words[1:]
-    os.environ.setdefault("MDCTR_STORE", "directory:store")
+    store = os.environ.get("MDCTR_STORE", "directory:store")
     try:
-        with command.make_context(command.name, [_plain(word) for word in words]) as context:
+        with (
+            patch.dict(os.environ, MDCTR_STORE=store),
+            command.make_context(command.name, [_plain(word) for word in words]) as context,
+        ):
             _files(module, context, folder)
     except MdctrError as error:
         raise ShellError(str(error)) from error
