@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract.edition import MOST
 from service.contract.errors import SettingsError
+from service.contract.manifest import DOMAIN
 
 PREFIX = "MDCTR_"
 _NOT_OURS = {"MDCTR_DATA_DIR"}
@@ -149,9 +150,7 @@ class Settings(BaseSettings):
     """Threads that one request's scoring may use."""
     golden_tolerance: Annotated[float, Field(gt=0, le=1)] = 1e-4
     """How far a pack's golden rows may be from training's probabilities; a pack further off is refused."""
-    unknown_domain: Annotated[str, Field(pattern=r"^(refuse|general|domain:[a-z0-9][a-z0-9._-]{0,63})$")] = (
-        "refuse"
-    )
+    unknown_domain: Annotated[str, Field(pattern=rf"^(refuse|general|domain:{DOMAIN})$")] = "refuse"
     """What answers for a domain without a pack: `refuse`, a 404; `general`, the general pack; `domain:NAME`,
     the pack of another domain."""
     cold_domain: Literal["wait", "general"] = "wait"

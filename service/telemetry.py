@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -249,6 +250,14 @@ def worker_ended(pid: int) -> None:
     """Forget the gauges of a worker that ended; what it counted stays."""
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
     pack_info.forget(Path(os.environ[WORKERS_FOLDER]), pid)
+
+
+def software() -> str:
+    """The version of this package."""
+    try:
+        return version("mdctr")
+    except PackageNotFoundError:
+        return "not installed"  # run from a source tree
 
 
 class AnswerLog:

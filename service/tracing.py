@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from random import random
 from threading import Thread
 from time import perf_counter, time_ns
@@ -35,6 +34,7 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.scoring import Ranking
+from service.telemetry import software
 
 _UNTRACED = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Routes that machines ask every few seconds."""
@@ -76,7 +76,7 @@ class Tracer:
         self._resource = Resource.create(
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME", "mdctr"),
-                "service.version": _software(),
+                "service.version": software(),
                 "service.instance.id": str(uuid.uuid4()),  # a worker
             }
         )
@@ -201,10 +201,3 @@ class Tracer:
                 instrumentation_scope=self._scope,
             )
         )
-
-
-def _software() -> str:
-    try:
-        return version("mdctr")
-    except PackageNotFoundError:
-        return "not installed"  # run from a source tree

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas import asked
+from service.contract.manifest import DOMAIN
 
 _MOST = 1000
 """Events of one request."""
@@ -24,7 +25,7 @@ class Event(BaseModel):
 
     user: Id
     """As `user.id` in a rank request; 42 and "42" are one user."""
-    domain: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    domain: Annotated[str, Field(pattern=f"^{DOMAIN}$")]
     """Where it happened; not every domain there is need be served here."""
     item: Id
     kind: Literal["shown", "click"]

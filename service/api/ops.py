@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from service.api.schemas import ExperimentsState, FieldInfo, Health, Info, ItemTableState, Readiness, Refused
 from service.experiments.live import Live
 from service.runtime import Runtime
+from service.telemetry import software
 
 router = APIRouter(tags=["operations"])
 
@@ -74,7 +74,7 @@ async def info(request: Request) -> Info:
     settings, bundle, items = runtime.settings, runtime.bundle, runtime.items
     refusal = items.refused
     return Info(
-        version=_software(),
+        version=software(),
         bundle=bundle.manifest.bundle,
         worker=os.getpid(),
         engine=settings.engine,
@@ -109,10 +109,3 @@ def _experiments(live: Live) -> ExperimentsState:
         since=live.since,
         refused=Refused(version=refusal.version, reason=refusal.reason) if refusal else None,
     )
-
-
-def _software() -> str:
-    try:
-        return version("mdctr")
-    except PackageNotFoundError:
-        return "not installed"  # run from a source tree

@@ -29,7 +29,9 @@ def _inside(name: str) -> str:
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _File = Annotated[str, AfterValidator(_inside)]
-_Domain = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+DOMAIN = r"[a-z0-9][a-z0-9._-]{0,63}"
+"""What a domain may be called, as a pattern."""
+_Domain = Annotated[str, Field(pattern=f"^{DOMAIN}$")]
 _Id = Annotated[str, Field(pattern=r"^[^/\\.\x00-\x1f][^/\\\x00-\x1f]{0,199}$")]
 """What becomes the name of a folder, and a part of a key."""
 

@@ -30,7 +30,7 @@ from safetensors.numpy import load, save
 
 from service.contract import hashing
 from service.contract.errors import PackError
-from service.contract.manifest import GraphInput, Manifest
+from service.contract.manifest import DOMAIN, GraphInput, Manifest
 
 FORMAT = 2
 _READ = (1, 2)
@@ -38,7 +38,7 @@ _READ = (1, 2)
 GENERAL = "_general"
 """The general pack's domain: it answers for domains that have none. No domain can be called so."""
 
-_DOMAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DOMAIN = re.compile(DOMAIN)
 _HALF = np.dtype(np.float16)
 _ENTRY = 100
 """Bytes of a file's header, about, that one more tensor in it takes."""
@@ -46,7 +46,7 @@ _DTYPES: Mapping[str, npt.DTypeLike] = {"float32": np.float32, "int32": np.int32
 
 
 def valid_domain(name: str) -> bool:
-    """Whether a domain may be called so: `[a-z0-9][a-z0-9._-]{0,63}`."""
+    """Whether a domain may be called so."""
     return _DOMAIN.fullmatch(name) is not None
 
 
